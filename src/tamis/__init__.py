@@ -1,0 +1,75 @@
+"""tamis: decide what a model is trained on, and know why each row was dropped.
+
+Example:
+    >>> import polars, tamis
+    >>> frame = polars.DataFrame({"body": ["a line\\na line", "one two three"]})
+    >>> tamis.score("text_stats", frame, text="body")["repeated_line_share"].to_list()
+    [0.5, 0.0]
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Recipe", "RunError", "UserError", "__version__", "load_recipe", "run", "score"]
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tamis.flows.direct import Result
+    from tamis.recipe import Recipe, load_recipe
+    from tamis.storage.errors import RunError, UserError
+
+_LAZY = {
+    "Recipe": "tamis.recipe",
+    "load_recipe": "tamis.recipe",
+    "RunError": "tamis.storage.errors",
+    "UserError": "tamis.storage.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # `import tamis` is part of every command's start-up, `--help` included.
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'tamis' has no attribute {name!r}")
+
+
+def run(recipe: "Recipe | str | Path | dict[str, Any]") -> "Result":
+    """Run a recipe: a path, a `Recipe`, or the same as plain data.
+
+    Returns:
+        The result: ``manifest``, and ``kept``, ``dropped``, ``decisions`` as polars LazyFrames.
+
+    Raises:
+        UserError: if the recipe or the corpus must be mended.
+        RunError: if the run failed.
+    """
+    from tamis.flows.direct import run_recipe
+    from tamis.recipe import Recipe, check_recipe, load_recipe
+
+    if isinstance(recipe, Recipe):
+        return run_recipe(recipe)
+    return run_recipe(check_recipe(recipe) if isinstance(recipe, dict) else load_recipe(recipe))
+
+
+def score(operator: str, frame: Any, *, params: dict[str, Any] | None = None, **roles: str) -> Any:
+    """Compute a row scorer on a frame in memory.
+
+    Args:
+        operator: its registered name.
+        frame: a polars, pandas or Arrow table.
+        params: parameters of the operator, if not its defaults.
+        roles: column of every role the operator reads, as in ``text="body"``; a role that is
+            also a column's name need not be given.
+
+    Returns:
+        A polars DataFrame with a row per row and the operator's score columns.
+
+    Raises:
+        UserError: for an unknown operator, a role without a column, or nulls in it.
+    """
+    from tamis.flows.in_memory import score_frame
+
+    return score_frame(operator, frame, params or {}, roles)

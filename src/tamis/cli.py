@@ -1,0 +1,599 @@
+"""The commands. Each builds a recipe or opens a workspace; the work is done below.
+
+Nothing heavy is imported before a command runs, so that ``tamis --help`` answers at once.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from tamis import __version__
+
+if TYPE_CHECKING:
+    from tamis.flows.direct import Progress, Result
+    from tamis.recipe import Recipe
+
+app = typer.Typer(
+    name="tamis",
+    help="Decide what a model is trained on: deduplicate, score, select; know why a row was "
+    "dropped.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+recipe_app = typer.Typer(help="About recipes.", no_args_is_help=True)
+app.add_typer(recipe_app, name="recipe")
+
+Text = Annotated[str, typer.Option("--text", help="Column that holds the text.")]
+Id = Annotated[str | None, typer.Option("--id", help="Column that identifies a row.")]
+Format = Annotated[
+    str | None, typer.Option("--format", help="parquet, jsonl or python; by file endings if not.")
+]
+Workspace = Annotated[
+    Path | None,
+    typer.Option("--workspace", help="Folder of ledger, catalog, scores; OUT.tamis if not given."),
+]
+Memory = Annotated[
+    str | None, typer.Option("--memory", help="Peak memory allowed, such as 8GB; refused early.")
+]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Threads; all cores if not.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, no table.")]
+Looked = Annotated[
+    Path, typer.Option("--workspace", "-w", help="Workspace of a run, or its dataset's folder.")
+]
+
+
+def main() -> None:
+    """Run a command; errors become one line and an exit code (1 failed, 2 yours to mend)."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("stopped; run the same command again to go on from here", 1)
+    except Exception as error:
+        if debug:
+            raise
+        code = getattr(error, "exit_code", 1)
+        known = hasattr(error, "exit_code")
+        text = str(error) if known else f"{type(error).__name__}: {error} (--debug shows where)"
+        _fail(text, code)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    print(f"tamis: {' '.join(text.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    memory: Memory = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recipe from corpus to dataset."""
+    from tamis.recipe import load_recipe
+
+    _run(_with_limits(load_recipe(recipe), memory, workers), as_json)
+
+
+@app.command()
+def dedup(
+    corpus: Annotated[str, typer.Argument(metavar="IN", help="File, folder or glob.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the dataset.")],
+    text: Text = "text",
+    row_id: Id = None,
+    threshold: Annotated[
+        float, typer.Option(help="Exact Jaccard similarity from which two rows are duplicates.")
+    ] = 0.8,
+    ngram: Annotated[int | None, typer.Option(help="Tokens per shingle; 5 words.")] = None,
+    unit: Annotated[str, typer.Option(help="word or character.")] = "word",
+    rank: Annotated[str, typer.Option(help="What ranks rows: longest, or a column.")] = "longest",
+    format: Format = None,
+    workspace: Workspace = None,
+    memory: Memory = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove near-duplicates, exact copies included."""
+    stage = {
+        "operator": "near_dedup",
+        "threshold": threshold,
+        "ngram": ngram,
+        "unit": unit,
+        "rank": rank,
+    }
+    recipe = _recipe(corpus, format, {"text": text, "id": row_id}, [stage], output, workspace)
+    _run(_with_limits(recipe, memory, workers), as_json)
+
+
+@app.command()
+def score(
+    name: Annotated[str, typer.Argument(help="Row scorer; see `tamis operators`.")],
+    corpus: Annotated[str, typer.Argument(metavar="IN", help="File, folder or glob.")],
+    text: Text = "text",
+    row_id: Id = None,
+    format: Format = None,
+    workspace: Annotated[
+        Path | None, typer.Option("--workspace", "-w", help="Folder of the scores; IN.tamis.")
+    ] = None,
+    memory: Memory = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score every row; the data is not touched."""
+    home = workspace or Path(corpus.rstrip("/").split("*")[0].rstrip("/:") + ".tamis")
+    recipe = _recipe(corpus, format, {"text": text, "id": row_id}, [{"operator": name}], None, home)
+    result = _execute(_with_limits(recipe, memory, workers), as_json)
+    from tamis.storage.catalog import query
+
+    scores = recipe.stages[0].fields().names
+    figures = []
+    for column in scores:
+        quoted = f'"{column}"'
+        values = query(
+            home,
+            f"SELECT count({quoted}), min({quoted}), quantile_cont({quoted}, [.05, .5, .95]), "
+            f"max({quoted}) FROM scores WHERE NOT isnan({quoted}::DOUBLE)",
+        ).fetchall()[0]
+        low, middle, high = values[2] or (None, None, None)
+        figures.append([column, values[0], values[1], low, middle, high, values[3]])
+    if as_json:
+        keys = ("score", "rows", "min", "p5", "median", "p95", "max")
+        print(json.dumps({**_summary(result), "scores": [dict(zip(keys, f)) for f in figures]}))  # noqa: B905
+        return
+    _table(
+        ("score", "rows", "min", "5 %", "median", "95 %", "max"),
+        [[str(f[0]), f"{f[1]:,}", *(_figure(v) for v in f[2:])] for f in figures],
+    )
+    _say(f"scores   {home / 'scores'}")
+    _say(f'try      tamis sql -w {home} "SELECT * FROM scores ORDER BY {scores[0]} DESC LIMIT 5"')
+
+
+@app.command()
+def select(
+    corpus: Annotated[str, typer.Argument(metavar="IN", help="File, folder or glob.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the dataset.")],
+    where: Annotated[
+        list[str] | None, typer.Option(help="SQL condition that rows must meet (repeatable).")
+    ] = None,
+    top: Annotated[
+        str | None, typer.Option(help="Best by a score: words:1000 or words:10%.")
+    ] = None,
+    quantile: Annotated[
+        str | None, typer.Option(help="Between quantiles of a score: words:0.05:0.95.")
+    ] = None,
+    sample: Annotated[str | None, typer.Option(help="Random rows: 1000 or 10%.")] = None,
+    per: Annotated[str | None, typer.Option(help="Apply top, quantile, sample per group.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
+    text: Annotated[str | None, typer.Option("--text", help="Column that holds the text.")] = None,
+    row_id: Id = None,
+    format: Format = None,
+    workspace: Workspace = None,
+    memory: Memory = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep the rows that meet conditions or budgets; scores they name are computed first."""
+    from tamis.storage.errors import UserError
+
+    stages: list[dict[str, Any]] = [
+        {"operator": "where", "keep": condition, "name": "where" if i == 0 else f"where_{i + 1}"}
+        for i, condition in enumerate(where or ())
+    ]
+    if top is not None:
+        by, amount = _named(top, "--top", 2)
+        stages.append({"operator": "top", "by": by, "per": per, **_amount(amount, "--top")})
+    if quantile is not None:
+        by, low, high = _named(quantile, "--quantile", 3)
+        stages.append({"operator": "quantile", "by": by, "low": low, "high": high, "per": per})
+    if sample is not None:
+        stages.append(
+            {"operator": "sample", "seed": seed, "per": per, **_amount(sample, "--sample")}
+        )
+    if not stages:
+        raise UserError("nothing to select by", mend="give --where, --top, --quantile or --sample")
+    roles = {"text": text, "id": row_id}
+    recipe = _recipe(corpus, format, roles, stages, output, workspace)
+    needed = [{"operator": name} for name in _scorers_for(recipe)]
+    recipe = _recipe(corpus, format, roles, [*needed, *stages], output, workspace)
+    _run(_with_limits(recipe, memory, workers), as_json)
+
+
+@app.command()
+def why(
+    row_id: Annotated[str, typer.Argument(help="32 hex digits, or as many as tell it apart.")],
+    workspace: Looked = Path(),
+    copy: Annotated[
+        int | None, typer.Option(help="Which of several rows that share the id.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell one row's way: its scores, what decided, its partner, and where the partner went."""
+    from tamis.flows.explain import explain
+
+    found = explain(_workspace(workspace), row_id, copy)
+    if as_json:
+        print(json.dumps(found, default=str, ensure_ascii=False))
+        return
+    for step, row in enumerate(found):
+        _tell(row, step)
+
+
+@app.command()
+def sql(
+    select: Annotated[str, typer.Argument(help="One SELECT over the views.")],
+    workspace: Looked = Path(),
+    as_json: AsJson = False,
+    limit: Annotated[int, typer.Option(help="Rows to print.")] = 50,
+) -> None:
+    """Query what a run left: views rows, scores, decisions, why, runs."""
+    from tamis.storage.catalog import query
+
+    relation = query(_workspace(workspace), select)
+    names = relation.columns
+    rows = relation.fetchmany(limit + 1)
+    if as_json:
+        print(
+            json.dumps(
+                [dict(zip(names, row, strict=True)) for row in rows[:limit]],
+                default=str,
+                ensure_ascii=False,
+            )
+        )
+        return
+    _table(names, [[_figure(value) for value in row] for row in rows[:limit]])
+    if len(rows) > limit:
+        _say(f"the first {limit} rows; --limit shows more")
+
+
+@app.command()
+def operators(
+    name: Annotated[str | None, typer.Argument(help="One operator, in full.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the operators, or tell all about one."""
+    from tamis.recipe import operators as registered
+    from tamis.scoring.operator import operator_class
+
+    known = registered()
+    if name is None:
+        rows = [[key, cls.kind, (cls.__doc__ or "").splitlines()[0]] for key, cls in known.items()]
+        if as_json:
+            print(
+                json.dumps([dict(zip(("name", "kind", "summary"), r, strict=True)) for r in rows])
+            )
+        else:
+            _table(("operator", "kind", "what it does"), rows)
+        return
+    cls = operator_class(name)
+    schema = cls.model_json_schema()
+    if as_json:
+        about = {"name": name, "kind": cls.kind, "version": cls.version, "paper": cls.paper}
+        print(json.dumps({**about, "roles": cls.roles, "parameters": schema}))
+        return
+    _say(f"{name}  ({cls.kind}, version {cls.version})\n\n{_doc(cls)}\n")
+    _say(f"reads    {', '.join(cls.roles) or 'columns and scores'}")
+    _say(f"source   {cls.paper or '-'}")
+    required = schema.get("required", [])
+    _table(
+        ("parameter", "default", "meaning"),
+        [
+            [key, "required" if key in required else str(part.get("default")), part["description"]]
+            for key, part in schema["properties"].items()
+            if key != "operator"
+        ],
+    )
+
+
+@recipe_app.command("schema")
+def recipe_schema() -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    from tamis.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+@recipe_app.command("check")
+def recipe_check(recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")]) -> None:
+    """Check a recipe without reading its corpus."""
+    from tamis.recipe import load_recipe
+
+    found = load_recipe(recipe)
+    _say(f"{recipe}: {len(found.stages)} stages, no error")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Argument(help="Folder of the dataset.")] = Path("demo"),
+    memory: Memory = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Clean a real corpus that every machine has: the documentation of this Python."""
+    from tamis.flows.demo import demo_recipe, look_alikes
+
+    recipe = _with_limits(demo_recipe(output), memory, workers)
+    result = _execute(recipe, as_json)
+    pairs = look_alikes(result.workspace, 3)
+    if as_json:
+        print(json.dumps({**_summary(result), "pairs": pairs}, ensure_ascii=False))
+        return
+    _show(result)
+    from rich.columns import Columns
+    from rich.panel import Panel
+
+    console = _console()
+    for pair in pairs:
+        title = f"{pair['similarity']:.2f} similar: dropped, and kept in its place"
+        console.print(f"\n[bold]{title}[/bold]")
+        width = max(30, console.width // 2 - 1)
+        sides = [
+            Panel(pair[side]["text"], title=pair[side]["path"], width=width, height=14)
+            for side in ("dropped", "kept")
+        ]
+        console.print(Columns(sides))
+    _hints(result, pairs[0]["dropped"]["row_id"] if pairs else None)
+
+
+def _recipe(
+    corpus: str,
+    format: str | None,
+    roles: dict[str, str | None],
+    stages: list[dict[str, Any]],
+    output: Path | None,
+    workspace: Path | None,
+) -> "Recipe":
+    from tamis.recipe import check_recipe
+
+    value: dict[str, Any] = {
+        "corpus": {
+            "path": corpus,
+            "format": format,
+            "roles": {role: column for role, column in roles.items() if column is not None},
+        },
+        "stages": stages,
+        "workspace": str(workspace) if workspace is not None else None,
+    }
+    if output is not None:
+        value["output"] = {"path": str(output)}
+    return check_recipe(value, "command line")
+
+
+def _with_limits(recipe: "Recipe", memory: str | None, workers: int | None) -> "Recipe":
+    from tamis.recipe import check_recipe
+
+    limits = {"memory": memory, "workers": workers}
+    given = {key: value for key, value in limits.items() if value is not None}
+    if not given:
+        return recipe
+    return check_recipe({**recipe.model_dump(mode="json"), **given}, "command line")
+
+
+def _scorers_for(recipe: "Recipe") -> list[str]:
+    """Row scorers that give the names a recipe's selectors read and its corpus lacks."""
+    from tamis.flows.steps import missing_scorers
+
+    return missing_scorers(recipe)
+
+
+def _named(value: str, option: str, parts: int) -> list[str]:
+    from tamis.storage.errors import UserError
+
+    found = value.rsplit(":", parts - 1)
+    if len(found) != parts:
+        raise UserError(f"{option}: expected {parts} parts joined by colons, found {value!r}")
+    return found
+
+
+def _amount(value: str, option: str) -> dict[str, float | int]:
+    from tamis.storage.errors import UserError
+
+    try:
+        if value.endswith("%"):
+            return {"fraction": float(value[:-1]) / 100}
+        return {"rows": int(value)}
+    except ValueError as error:
+        raise UserError(
+            f"{option}: expected rows or a share such as 10%, found {value!r}"
+        ) from error
+
+
+def _workspace(path: Path) -> Path:
+    """The workspace itself, or the one beside a dataset's folder."""
+    from tamis.storage.catalog import CATALOG
+
+    beside = path.with_name(path.resolve().name + ".tamis")
+    return beside if not (path / CATALOG).exists() and (beside / CATALOG).exists() else path
+
+
+def _run(recipe: "Recipe", as_json: bool) -> None:
+    result = _execute(recipe, as_json)
+    if as_json:
+        print(json.dumps(_summary(result)))
+        return
+    _show(result)
+    _hints(result, None)
+
+
+def _execute(recipe: "Recipe", quiet: bool) -> "Result":
+    from tamis.flows.direct import run_recipe
+
+    with _progress(quiet) as progress:
+        return run_recipe(recipe, progress)
+
+
+@contextmanager
+def _progress(quiet: bool) -> "Iterator[Progress | None]":
+    """Bars with rate and time left on a terminal, a line per finished step elsewhere."""
+    if quiet:
+        yield None
+        return
+    if not sys.stderr.isatty():
+        said: set[str] = set()
+
+        def line(name: str, done: int, total: int) -> None:
+            if done >= total and name not in said:
+                said.add(name)
+                print(f"tamis: {name}: done", file=sys.stderr)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    bars = Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+    )
+    tasks: dict[str, Any] = {}
+    with bars:
+
+        def move(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], completed=done, total=total)
+
+        yield move
+
+
+def _summary(result: "Result") -> dict[str, Any]:
+    return {
+        "rows": result.manifest["rows"],
+        "output": str(result.output) if result.output else None,
+        "workspace": str(result.workspace),
+        "seconds": round(result.seconds, 3),
+        "peak_memory": result.peak_memory,
+        "memory_bound": result.memory_bound,
+    }
+
+
+def _show(result: "Result") -> None:
+    rows = result.manifest["rows"]
+    whole = max(1, rows["in"])
+
+    def line(label: str, count: int) -> list[str]:
+        return [label, f"{count:,}", f"{100 * count / whole:.1f} %"]
+
+    _table(
+        ("", "rows", "share"),
+        [
+            line("in", rows["in"]),
+            *(line(f"dropped: {reason}", count) for reason, count in rows["dropped"].items()),
+            *([line("quarantined", rows["quarantined"])] if rows["quarantined"] else []),
+            line("kept", rows["kept"]),
+        ],
+    )
+
+
+def _hints(result: "Result", row_id: str | None) -> None:
+    from tamis.storage.memory import show_bytes
+
+    home = result.workspace
+    if result.output is not None:
+        files = result.manifest["files"]
+        size = show_bytes(sum(entry["bytes"] for entry in files))
+        _say(f"\ndataset  {result.output} ({len(files)} Parquet files, {size})")
+    _say(f"ledger   {home / 'ledger'}")
+    _say(f"catalog  {home / 'catalog.duckdb'}")
+    _say(
+        f"took     {result.seconds:.1f} s, {show_bytes(result.peak_memory)} of memory "
+        f"(bound {show_bytes(result.memory_bound)})"
+    )
+    example = "SELECT reason, count(*) AS rows FROM decisions GROUP BY reason ORDER BY rows DESC"
+    _say(f'try      tamis sql -w {home} "{example}"')
+    if row_id is not None:
+        _say(f"         tamis why -w {home} {row_id}")
+
+
+def _tell(row: dict[str, Any], step: int) -> None:
+    head = "row" if step == 0 else "its partner"
+    _say(f"{head} {row['row_id']} (copy {row['copy']})")
+    if row["action"] == "keep":
+        _say("  kept")
+    else:
+        _say(f"  {row['action']} by {row['stage'] or 'quarantine'}, reason {row['reason']}")
+    for key in ("value", "threshold", "similarity", "partner"):
+        if row[key] is not None:
+            _say(f"  {key:<11}{_figure(row[key])}")
+    for rule in row["rules"] or ():
+        _say(
+            f"  rule       {rule['rule'] or row['stage']}: value {_figure(rule['value'])}, "
+            f"threshold {_figure(rule['threshold'])}"
+        )
+    for name, value in (row["scores"] or {}).items():
+        _say(f"  score      {name} = {'not evaluated' if value is None else _figure(value)}")
+    if row["text"] is not None:
+        text = " ".join(str(row["text"]).split())
+        _say(f"  text       {text[:300]}{'…' if len(text) > 300 else ''}")
+    _say(f"  run        {row['run']}, recipe {row['recipe']}")
+
+
+def _doc(cls: type[Any]) -> str:
+    import inspect
+
+    return inspect.cleandoc(cls.__doc__ or "").split("\n\nExample:")[0]
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = " ".join(str(value).split()) if value is not None else ""
+    return text if len(text) <= 120 else text[:119] + "…"
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=True, soft_wrap=False)
+
+
+def _table(header: "list[str] | tuple[str, ...]", rows: list[list[str]]) -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for index, title in enumerate(header):
+        numeric = bool(rows) and all(
+            row[index].replace(",", "").replace(".", "").replace("-", "").rstrip(" %").isdigit()
+            for row in rows
+            if row[index]
+        )
+        table.add_column(escape(title), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    _console().print(table)
+
+
+def _say(text: str) -> None:
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

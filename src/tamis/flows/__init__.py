@@ -1,0 +1,1 @@
+"""Runs of a recipe: the steps and their order."""

@@ -1,0 +1,253 @@
+"""A run in this process: the steps in order, from corpus to published dataset."""
+
+import os
+import platform
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tamis import __version__
+from tamis.flows.steps import (
+    Run,
+    check_columns,
+    count_reasons,
+    domain_counts,
+    memory_needed,
+    score,
+    select,
+    set_aside,
+    stage_reports,
+    write_ledger,
+)
+from tamis.recipe import Recipe
+from tamis.scoring.operator import RowScorer
+from tamis.selectors.selector import Selector
+from tamis.storage.catalog import WORKSPACE_MANIFEST, write_catalog
+from tamis.storage.corpus import Corpus
+from tamis.storage.dataset import DatasetWriter, card, check_output, file_entries
+from tamis.storage.errors import UserError
+from tamis.storage.files import digest_of, locked, write_json
+from tamis.storage.ingest import open_corpus
+from tamis.storage.ledger import Balance
+from tamis.storage.memory import show_bytes, watch_memory
+from tamis.storage.rows import identify
+
+Progress = Callable[[str, int, int], None]
+
+#: Libraries whose version can change bytes that are written.
+_VERSIONED = ("pyarrow", "numba", "numpy", "polars", "duckdb")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        manifest: rows in, kept, dropped by reason, quarantined, written; stages; digests.
+        workspace: folder of sidecars, ledger and catalog.
+        output: folder of the dataset, or None.
+        peak_memory: resident bytes of the process tree at its highest.
+        memory_bound: bytes the run said it might need.
+        seconds: wall time.
+    """
+
+    manifest: dict[str, Any]
+    workspace: Path
+    output: Path | None
+    peak_memory: int
+    memory_bound: int
+    seconds: float
+    _ledger: list[str] = field(repr=False)
+
+    @property
+    def decisions(self) -> pl.LazyFrame:
+        """Every row's decision."""
+        return pl.scan_parquet([self.workspace / name for name in self._ledger])
+
+    @property
+    def kept(self) -> pl.LazyFrame:
+        """Decisions of the rows that stay."""
+        return self.decisions.filter(pl.col("action") == "keep")
+
+    @property
+    def dropped(self) -> pl.LazyFrame:
+        """Decisions of the rows that were dropped, with reason, value, threshold and partner."""
+        return self.decisions.filter(pl.col("action") == "drop")
+
+
+def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Result:
+    """Run a recipe from corpus to dataset; finished steps of earlier runs are not computed again.
+
+    Raises:
+        UserError: the recipe does not fit the corpus, or a place cannot be read or written.
+        RunError: too many bad rows, a broken file, a full disk, a ledger that does not balance.
+    """
+    started = datetime.now(UTC)
+    workspace = recipe.workspace_path
+    output = Path(recipe.output.path) if recipe.output is not None else None
+    if output is not None:
+        check_output(output)
+        if output.resolve() == workspace.resolve():
+            raise UserError("output and workspace are the same folder", where=str(output))
+    workers = recipe.workers or len(os.sched_getaffinity(0))
+    with watch_memory() as watch, locked(workspace):
+        manifest, ledger, bound = _run(recipe, workspace, output, workers, progress)
+        watch.sample()
+        ended = datetime.now(UTC)
+        rows = manifest["rows"]
+        run_id = f"{started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+        write_json(
+            workspace / "runs" / run_id / "run.json",
+            {
+                "run_id": run_id,
+                "recipe": manifest["recipe_digest"],
+                "started": started.isoformat(),
+                "ended": ended.isoformat(),
+                "rows_in": rows["in"],
+                "kept": rows["kept"],
+                "dropped": sum(rows["dropped"].values()),
+                "quarantined": rows["quarantined"],
+                "written": rows["written"],
+                "peak_memory": watch.peak,
+                "tamis": __version__,
+                "platform": platform.platform(),
+            },
+        )
+        write_catalog(workspace)
+    return Result(
+        manifest,
+        workspace,
+        output,
+        watch.peak,
+        bound,
+        (ended - started).total_seconds(),
+        ledger,
+    )
+
+
+def _run(
+    recipe: Recipe, workspace: Path, output: Path | None, workers: int, progress: Progress | None
+) -> tuple[dict[str, Any], list[str], int]:
+    report = progress or (lambda name, done, total: None)
+    part = recipe.corpus
+    report("reading the corpus", 0, 1)
+    corpus = open_corpus(
+        part.path, workspace, format=part.format, shard_bytes=part.shard_bytes, workers=workers
+    )
+    report("reading the corpus", 1, 1)
+    check_columns(recipe, corpus.schema)
+    bound, largest = memory_needed(recipe, corpus, workers)
+    if recipe.memory is not None and bound > recipe.memory:
+        why = f", most of it for {largest}" if largest else ""
+        raise UserError(
+            f"the run may need {show_bytes(bound)} of memory for {corpus.rows:,} rows{why}; "
+            f"the limit is {show_bytes(recipe.memory)}",
+            where="memory",
+            mend="raise --memory, use fewer --workers, or split the corpus; nothing was run",
+        )
+    roles = part.roles
+    rows = identify(
+        corpus,
+        workspace / "ids",
+        identity=[roles.id] if roles.id else part.identity or corpus.schema.names,
+        explicit_id=roles.id is not None or part.identity is not None,
+        required=[roles.text] if roles.text else [],
+        on_duplicate_id=part.on_duplicate_id,
+        workers=workers,
+    )
+    run = Run(recipe, workspace, corpus, rows, workers, report, kept=~rows.unusable)
+    quarantine, quarantined = set_aside(run)
+    for stage in recipe.stages:
+        if isinstance(stage, RowScorer):
+            score(run, stage)
+        elif isinstance(stage, Selector):
+            select(run, stage)
+    ledger = [str(path.relative_to(workspace)) for path in write_ledger(run)]
+    manifest = _publish(run, output, quarantined)
+    write_json(
+        workspace / WORKSPACE_MANIFEST,
+        {
+            **manifest,
+            "columns": corpus.schema.names,
+            "ledger": ledger,
+            "shards": _shard_entries(corpus, workspace),
+            "scores": {
+                name: {
+                    "columns": found.operator.fields().names,
+                    "files": [str(path.relative_to(workspace)) for path in found.paths],
+                }
+                for name, found in run.evaluated.items()
+            },
+            "edges": {d.stage: str(d.edges.relative_to(workspace)) for d in run.decided if d.edges},
+            "quarantine": str(quarantine.relative_to(workspace)) if quarantine else None,
+        },
+    )
+    return manifest, ledger, bound
+
+
+def _publish(run: Run, output: Path | None, quarantined: int) -> dict[str, Any]:
+    """Balance the ledger, write the dataset if one is asked for, and return the manifest."""
+    corpus = run.corpus
+    kept = int(run.kept.sum())
+    dropped: dict[str, int] = {}
+    for decided in run.decided:
+        dropped.update(count_reasons(decided))
+    entries = []
+    writer = None
+    if output is not None:
+        writer = DatasetWriter(output)
+        done = 0
+
+        def advance(rows: int) -> None:
+            nonlocal done
+            done += rows
+            run.progress("writing the dataset", done, corpus.rows)
+
+        try:
+            entries = writer.write(corpus, run.rows, run.kept, run.workers, advance)
+        except BaseException:
+            writer.discard()
+            raise
+    written = sum(entry.rows for entry in entries)
+    balance = Balance(corpus.rows + corpus.unread_rows, kept, dropped, quarantined, written)
+    balance.check(kept if output is not None else 0)
+    recipe = run.recipe.model_dump(mode="json", exclude={"memory", "workers"})
+    manifest: dict[str, Any] = {
+        "rows": balance.as_manifest(),
+        "domains": domain_counts(run),
+        "stages": stage_reports(run),
+        "recipe": recipe,
+        "recipe_digest": digest_of(recipe),
+        "versions": {"tamis": __version__, **{name: version(name) for name in _VERSIONED}},
+        "inputs": [vars(found) for found in corpus.inputs],
+        "files": file_entries(entries),
+    }
+    if writer is not None:
+        writer.publish(manifest, entries, card(manifest))
+    return manifest
+
+
+def _shard_entries(corpus: Corpus, workspace: Path) -> list[dict[str, Any]]:
+    """Where the rows of every shard lie; inside the workspace by relative path."""
+    entries = []
+    home = workspace.resolve()
+    for shard in corpus.shards:
+        path = shard.path.resolve()
+        inside = path.is_relative_to(home)
+        entries.append(
+            {
+                "shard": shard.index,
+                "path": str(path.relative_to(home) if inside else path),
+                "first_row": shard.first_row,
+                "rows": shard.rows,
+                "digest": shard.digest,
+                "source": shard.source,
+            }
+        )
+    return entries

@@ -1,0 +1,64 @@
+"""Operators on frames that are in memory already."""
+
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+from pydantic import ValidationError
+
+from tamis.recipe import operators
+from tamis.scoring.operator import RowScorer, operator_class
+from tamis.storage.errors import UserError
+
+
+def score_frame(
+    operator: str, frame: Any, params: dict[str, Any], roles: dict[str, str]
+) -> pl.DataFrame:
+    """See `tamis.score`."""
+    operators()  # registers them
+    cls = operator_class(operator)
+    if not issubclass(cls, RowScorer):
+        raise UserError(
+            f"{operator} is a {cls.kind}: it needs a corpus",
+            mend="use it as a stage of a recipe",
+        )
+    try:
+        scorer = cls(**params)
+    except ValidationError as error:
+        raise UserError(f"{operator}: {error.errors()[0]['msg']}") from error
+    table = _as_arrow(frame)
+    columns = []
+    for role in scorer.roles:
+        name = roles.get(role, role)
+        if name not in table.column_names:
+            raise UserError(
+                f"{operator} reads the role {role!r}, and there is no column {name!r}",
+                mend=f"name it, as in {role}='{table.column_names[0]}'",
+            )
+        if table[name].null_count:
+            raise UserError(f"column {name!r} has {table[name].null_count} nulls")
+        columns.append(table[name])
+    unknown = set(roles) - set(scorer.roles)
+    if unknown:
+        raise UserError(f"{operator} has no role {sorted(unknown)[0]!r}")
+    read = pa.table(columns, names=list(scorer.roles))
+    parts = [scorer.compute(batch) for batch in read.to_batches()]
+    found = pl.from_arrow(pa.Table.from_batches(parts, schema=scorer.fields()))
+    assert isinstance(found, pl.DataFrame)
+    return found
+
+
+def _as_arrow(frame: Any) -> pa.Table:
+    if isinstance(frame, pa.Table):
+        return frame
+    if isinstance(frame, pa.RecordBatch):
+        return pa.Table.from_batches([frame])
+    if isinstance(frame, pl.LazyFrame):
+        frame = frame.collect()
+    if isinstance(frame, pl.DataFrame):
+        return frame.to_arrow()
+    if hasattr(frame, "__arrow_c_stream__"):
+        return pa.table(frame)
+    if hasattr(frame, "iloc"):
+        return pa.Table.from_pandas(frame, preserve_index=False)
+    raise UserError(f"expected a polars, pandas or Arrow table, found {type(frame).__name__}")

@@ -1,0 +1,1 @@
+"""Signals and scores: models and mathematics, no policy."""

@@ -1,0 +1,81 @@
+"""What an operator is, and the registry that recipe, commands, docs and Python API read.
+
+An operator is one class: its fields are its parameters, its class variables say what it reads,
+which version of its code speaks, and where it was published. Importing the module registers it.
+"""
+
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from tamis.storage.errors import UserError
+
+
+class Operator(BaseModel):
+    """Base of every operator. Subclasses set ``operator: Literal["its_name"]``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    operator: str
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
+        description="name of the stage, under which drops are counted; the operator's own if not "
+        "given",
+    )
+
+    kind: ClassVar[str]
+    #: Raised whenever the output for the same input changes; part of every step key.
+    version: ClassVar[int]
+    #: Where the method is published; empty for plain bookkeeping.
+    paper: ClassVar[str] = ""
+    #: Roles whose columns it reads; in a batch they carry the role's name.
+    roles: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def stage(self) -> str:
+        """The name its results and drops go under."""
+        return self.name or self.operator
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        field = cls.model_fields.get("operator")
+        if field is not None and isinstance(field.default, str):
+            REGISTRY[field.default] = cls
+
+    def key_parts(self) -> dict[str, Any]:
+        """What of this operator decides its output: name, version and parameters."""
+        return {"version": self.version, **self.model_dump(mode="json", exclude={"name"})}
+
+
+class RowScorer(Operator):
+    """One Arrow batch in, one batch of score columns out; no state between batches."""
+
+    kind: ClassVar[str] = "row scorer"
+
+    def fields(self) -> pa.Schema:
+        """Columns that `compute` returns."""
+        raise NotImplementedError
+
+    def compute(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Scores of a batch whose columns are named by role; as many rows, in the same order."""
+        raise NotImplementedError
+
+
+class Signal(RowScorer):
+    """A row scorer whose result is an intermediate for other operators, not a score to read."""
+
+    kind: ClassVar[str] = "signal"
+
+
+REGISTRY: dict[str, type[Operator]] = {}
+
+
+def operator_class(name: str) -> type[Operator]:
+    """The operator registered under a name."""
+    try:
+        return REGISTRY[name]
+    except KeyError:
+        known = ", ".join(sorted(REGISTRY))
+        raise UserError(f"no operator named {name!r}", mend=f"known: {known}") from None

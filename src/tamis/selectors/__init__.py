@@ -1,0 +1,1 @@
+"""Decisions from scores and signals: duplicates, thresholds, budgets, samples."""

@@ -1,0 +1,209 @@
+"""How many rows: the best by a score, a band of quantiles, or a random share."""
+
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from numba import njit, uint64
+from pydantic import Field, model_validator
+
+from tamis.selectors.selector import Selector
+from tamis.selectors.table import Table, as_floats
+from tamis.storage.kernels import KERNEL, Int64s, UInt64s, fmix64
+from tamis.storage.ledger import Drops
+
+Float64s = npt.NDArray[np.float64]
+
+NO_SCORE = "no_score"
+
+
+class Budget(Selector):
+    """A selector that works within each group of rows, or on all rows as one group."""
+
+    per: str | None = Field(
+        default=None, description="column whose values are groups (a null is a group of its own)"
+    )
+
+    def reads(self) -> set[str]:
+        return set() if self.per is None else {self.per}
+
+    def memory(self, rows: int, text_bytes: int) -> int:
+        return rows * 100
+
+    def groups(self, table: Table) -> npt.NDArray[np.int64]:
+        """A group number for every row."""
+        if self.per is None:
+            return np.zeros(len(table), np.int64)
+        column = table.column(self.per)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        codes = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
+        if isinstance(codes, pa.ChunkedArray):
+            codes = codes.chunk(0) if codes.num_chunks else pa.array([], pa.int32())
+        return np.asarray(codes.indices, np.int64) if len(table) else np.zeros(0, np.int64)
+
+
+class ScoreBudget(Budget):
+    """A budget over a score; rows without one (null or nan) are dropped as ``no_score``."""
+
+    by: str = Field(description="score or numeric column")
+
+    def reads(self) -> set[str]:
+        return super().reads() | {self.by}
+
+    def scores(self, table: Table) -> Float64s:
+        return as_floats(table.column(self.by))
+
+    def drops(self, value: Float64s, kept: npt.NDArray[np.bool_], threshold: Float64s) -> Drops:
+        """Drops with value and threshold; nan scores under their own reason."""
+        rows = np.flatnonzero(~kept)
+        missing = np.isnan(value[rows])
+        drops = Drops.of(rows, "", value=value[rows], threshold=threshold[rows])
+        drops.reasons = ["", NO_SCORE]
+        drops.reason = missing.astype(np.int32)
+        return drops
+
+
+def _wanted(size: int, rows: int | None, fraction: float | None) -> int:
+    return min(size, rows) if rows is not None else int(np.floor(size * (fraction or 0.0) + 1e-9))
+
+
+def _first_of_groups(
+    order: Int64s, group: Int64s, rows: int | None, fraction: float | None
+) -> tuple[npt.NDArray[np.bool_], Int64s]:
+    """Of rows sorted by group and then merit: which are within budget, and the last of each group.
+
+    Returns a mask over `order`, and for each place of `order` the place of the last row kept in
+    its group (-1 where the group keeps none).
+    """
+    ordered = group[order]
+    begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else order
+    sizes = np.diff(np.r_[begins, len(order)])
+    wanted = np.array([_wanted(int(size), rows, fraction) for size in sizes], np.int64)
+    place = np.arange(len(order)) - np.repeat(begins, sizes)
+    last = np.where(wanted > 0, begins + wanted - 1, -1)
+    return place < np.repeat(wanted, sizes), np.repeat(last, sizes)
+
+
+class Top(ScoreBudget):
+    """Keep the rows with the best scores; ties by row_id."""
+
+    operator: Literal["top"] = "top"
+    rows: int | None = Field(default=None, ge=0, description="rows to keep (in each group)")
+    fraction: float | None = Field(default=None, ge=0, le=1, description="share to keep")
+    order: Literal["highest", "lowest"] = Field(default="highest", description="which are best")
+
+    version: ClassVar[int] = 1
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if (self.rows is None) == (self.fraction is None):
+            raise ValueError("give either rows or fraction")
+        return self
+
+    def select(self, table: Table) -> Drops:
+        value = self.scores(table)
+        group = self.groups(table)
+        missing = np.isnan(value)
+        merit = np.where(missing, 0.0, value if self.order == "lowest" else -value)
+        order = np.lexsort((table.copy, table.id_lo, table.id_hi, merit, missing, group))
+        within, last = _first_of_groups(order, group, self.rows, self.fraction)
+        kept = np.zeros(len(value), np.bool_)
+        kept[order] = within
+        kept &= ~missing
+        threshold = np.full(len(value), np.nan)
+        threshold[order] = np.where(last >= 0, value[order[last]], np.nan)
+        return self.drops(value, kept, threshold)
+
+
+class Quantile(ScoreBudget):
+    """Keep the rows whose score lies between two quantiles of the scores (both included).
+
+    A quantile q is the smallest score that at least a share q of the scores do not exceed
+    (Hyndman and Fan 1996, definition 1), so it is always a score that occurs.
+    """
+
+    operator: Literal["quantile"] = "quantile"
+    low: float = Field(default=0.0, ge=0, le=1, description="lower quantile")
+    high: float = Field(default=1.0, ge=0, le=1, description="upper quantile")
+
+    version: ClassVar[int] = 1
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError("low lies above high")
+        return self
+
+    def select(self, table: Table) -> Drops:
+        value = self.scores(table)
+        group = self.groups(table)
+        kept = np.zeros(len(value), np.bool_)
+        threshold = np.full(len(value), np.nan)
+        order = np.lexsort((value, group))
+        ordered = group[order]
+        begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else order
+        for first, last in zip(begins, np.r_[begins[1:], len(order)], strict=True):
+            rows = order[first:last]
+            scored = value[rows][~np.isnan(value[rows])]  # nan sorts last
+            if not len(scored):
+                continue
+            low, high = (scored[_quantile_place(q, len(scored))] for q in (self.low, self.high))
+            kept[rows] = (value[rows] >= low) & (value[rows] <= high)
+            threshold[rows] = np.where(value[rows] < low, low, high)
+        return self.drops(value, kept, threshold)
+
+
+def _quantile_place(q: float, count: int) -> int:
+    return min(count - 1, max(0, int(np.ceil(q * count - 1e-9)) - 1))
+
+
+@njit(**KERNEL)
+def _draws(id_hi, id_lo, copy, seed, result):  # type: ignore[no-untyped-def]
+    for i in range(result.shape[0]):
+        h = fmix64(id_hi[i] ^ seed)
+        h = fmix64(h ^ id_lo[i])
+        result[i] = fmix64(h ^ uint64(copy[i]))
+
+
+def draws(id_hi: UInt64s, id_lo: UInt64s, copy: npt.NDArray[np.uint32], seed: int) -> Float64s:
+    """A number in [0, 1) for every row that depends on its id, its copy and the seed only."""
+    result = np.empty(len(id_hi), np.uint64)
+    _draws(id_hi, id_lo, copy, np.uint64(seed * 2 + 1), result)
+    return (result >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+class Sample(Budget):
+    """Keep a random share of the rows: each row's draw is a hash of its row_id and the seed.
+
+    The same rows are drawn whatever their order, and a larger share contains a smaller one.
+    With `fraction` the rows with a draw below it stay; with `rows` those with the lowest draws.
+    """
+
+    operator: Literal["sample"] = "sample"
+    rows: int | None = Field(default=None, ge=0, description="rows to keep (in each group)")
+    fraction: float | None = Field(default=None, ge=0, le=1, description="share to keep")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the draws")
+
+    version: ClassVar[int] = 1
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if (self.rows is None) == (self.fraction is None):
+            raise ValueError("give either rows or fraction")
+        return self
+
+    def select(self, table: Table) -> Drops:
+        value = draws(table.id_hi, table.id_lo, table.copy, self.seed)
+        if self.fraction is not None:
+            lost = np.flatnonzero(value >= self.fraction)
+            return Drops.of(lost, "", value=value[lost], threshold=self.fraction)
+        group = self.groups(table)
+        order = np.lexsort((table.copy, table.id_lo, table.id_hi, value, group))
+        within, last = _first_of_groups(order, group, self.rows, None)
+        threshold = np.full(len(value), np.nan)
+        threshold[order] = np.where(last >= 0, value[order[last]], np.nan)
+        lost = np.sort(order[~within])
+        return Drops.of(lost, "", value=value[lost], threshold=threshold[lost])

@@ -1,0 +1,204 @@
+"""From signatures to survivors: the near-duplicate search over whole columns."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit, uint64
+
+from tamis.scoring.minhash import UInt32s
+from tamis.scoring.shingles import ShingleSets
+from tamis.selectors.banding import Banding, bucket_lists, shared_buckets
+from tamis.selectors.jaccard import Float64s, exact_jaccard
+from tamis.selectors.survivors import sketch_of, survivors
+from tamis.storage.grouping import first_with_pair
+from tamis.storage.kernels import KERNEL, Int64s, UInt64s, fmix64, in_threads
+
+#: Shingles whose sets are held at a time while pairs are verified (8 bytes each).
+SHINGLES_AT_ONCE = 1 << 26
+
+#: Gives the shingle sets of the rows asked for (ascending positions).
+SetSource = Callable[[Int64s], ShingleSets]
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """What was found; rows are numbered as they came in.
+
+    Attributes:
+        kept: rows that stay.
+        partner: for a dropped row, the row that stays in its place; -1 for a kept row.
+        similarity: exact Jaccard similarity to the partner; nan for a kept row.
+        edge_row, edge_other, edge_similarity: every verified pair down to the edge floor;
+            `edge_row` ranks below `edge_other`.
+        counts: rows, equal sets, candidate rows, verified pairs, rounds, bucket splits.
+    """
+
+    kept: npt.NDArray[np.bool_]
+    partner: Int64s
+    similarity: Float64s
+    edge_row: Int64s
+    edge_other: Int64s
+    edge_similarity: Float64s
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Which of two duplicates stays: higher `value` first, ties by id, then by copy.
+
+    `value` is float64 (nan ranks last); `id_hi`, `id_lo` are uint64, `copy` any integer.
+    """
+
+    value: Float64s
+    id_hi: UInt64s
+    id_lo: UInt64s
+    copy: npt.NDArray[np.integer]
+
+    def order(self, rows: Int64s) -> Int64s:
+        """`rows` sorted from the best rank down."""
+        value = self.value[rows]
+        worst = np.isnan(value)
+        keys = (self.copy[rows], self.id_lo[rows], self.id_hi[rows], -np.where(worst, 0, value))
+        return rows[np.lexsort((*keys, worst))]
+
+
+@njit(**KERNEL)
+def _signature_hashes(signatures, first, last, result):  # type: ignore[no-untyped-def]
+    for d in range(first, last):
+        h = uint64(0)
+        for value in signatures[d]:
+            h = fmix64(h ^ uint64(value))
+        result[d] = h
+
+
+def _collapse(
+    signatures: UInt32s, multiset: UInt64s, counts: Int64s, ranking: Ranking, workers: int
+) -> tuple[Int64s, Int64s, Int64s]:
+    """Rows with equal shingle multisets: (those left, those collapsed, what stands for them).
+
+    Equality is of 128 bits over signature and multiset, together with the number of shingles.
+    """
+    rows = len(signatures)
+    high = np.empty(rows, np.uint64)
+    edges = np.linspace(0, rows, workers * 4 + 1).astype(np.int64)
+    in_threads(
+        lambda cut: _signature_hashes(signatures, cut[0], cut[1], high),
+        list(zip(edges[:-1], edges[1:], strict=True)),
+        workers,
+    )
+    first = first_with_pair(high, multiset + counts.astype(np.uint64)).astype(np.int64)
+    everyone = np.arange(rows, dtype=np.int64)
+    repeats = np.flatnonzero(first != everyone)
+    if len(repeats) == 0:
+        return everyone, repeats, repeats
+    several = np.zeros(rows, np.bool_)
+    several[repeats] = True
+    several[first[repeats]] = True
+    by_rank = ranking.order(np.flatnonzero(several))
+    best = np.full(rows, -1, np.int64)
+    best[first[by_rank[::-1]]] = by_rank[::-1]  # the best rank is written last
+    stands_for = np.where(several, best[first], everyone)
+    collapsed = np.flatnonzero(stands_for != everyone)
+    left = np.flatnonzero(stands_for == everyone)
+    return left, collapsed, stands_for[collapsed]
+
+
+def _verifier(
+    ranked: Int64s, counts: Int64s, sets_of: SetSource, workers: int
+) -> Callable[[Int64s, Int64s], Float64s]:
+    """Exact similarity of pairs of ranks, in blocks that bound the sets in memory."""
+
+    def verify(left: Int64s, right: Int64s) -> Float64s:
+        order = np.lexsort((left, right))
+        hub, mate = ranked[right[order]], ranked[left[order]]
+        new_hub = np.r_[True, hub[1:] != hub[:-1]]
+        cost = np.cumsum(counts[mate] + np.where(new_hub, counts[hub], 0))
+        values = np.empty(len(left), np.float64)
+        begin = 0
+        while begin < len(hub):
+            spent = cost[begin - 1] if begin else 0
+            end = max(begin + 1, int(np.searchsorted(cost, spent + SHINGLES_AT_ONCE)))
+            block = slice(begin, end)
+            rows, place = np.unique(np.r_[hub[block], mate[block]], return_inverse=True)
+            a, b = place[: end - begin], place[end - begin :]
+            values[order[block]] = exact_jaccard(sets_of(rows), a, b, workers)
+            begin = end
+        return values
+
+    return verify
+
+
+def find_duplicates(
+    signatures: UInt32s,
+    multiset: UInt64s,
+    counts: Int64s,
+    ranking: Ranking,
+    sets_of: SetSource,
+    *,
+    threshold: float,
+    edge_floor: float,
+    banding: Banding,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Duplicates:
+    """Find near-duplicates and who survives.
+
+    Args:
+        signatures: ``(n, num_perm)`` uint32 MinHash values.
+        multiset: uint64, sum of each row's shingle hashes.
+        counts: int64, shingles of each row with repeats.
+        ranking: which of two duplicates stays.
+        sets_of: shingle sets of given rows, for exact similarities.
+        threshold: exact Jaccard similarity from which two rows are duplicates.
+        edge_floor: smallest similarity of a pair that is reported as an edge.
+    """
+    rows = len(signatures)
+    left, collapsed, stand_in = _collapse(signatures, multiset, counts, ranking, workers)
+    shared = shared_buckets(signatures, left, banding, workers)
+    candidate = np.zeros(len(left), np.bool_)
+    for members, _ in shared:
+        candidate[members] = True
+    ranked = ranking.order(left[candidate])
+    place = np.full(rows, -1, np.int32)
+    place[ranked] = np.arange(len(ranked), dtype=np.int32)
+    buckets = bucket_lists(shared, place[left], len(ranked))
+    verify = _verifier(ranked, counts, sets_of, workers)
+    outcome = survivors(
+        buckets,
+        sketch_of(signatures[ranked]),
+        verify,
+        banding=banding,
+        threshold=threshold,
+        edge_floor=edge_floor,
+        progress=progress,
+    )
+    kept = np.ones(rows, np.bool_)
+    partner = np.full(rows, -1, np.int64)
+    similarity = np.full(rows, np.nan)
+    kept[ranked] = outcome.kept
+    lost = ~outcome.kept
+    partner[ranked[lost]] = ranked[outcome.partner[lost]]
+    similarity[ranked[lost]] = outcome.similarity[lost]
+    kept[collapsed] = False
+    stays = kept[stand_in]
+    partner[collapsed] = np.where(stays, stand_in, partner[stand_in])
+    similarity[collapsed] = np.where(stays, 1.0, similarity[stand_in])
+    a, b, value = outcome.edges
+    return Duplicates(
+        kept=kept,
+        partner=partner,
+        similarity=similarity,
+        edge_row=np.r_[collapsed, ranked[a]],
+        edge_other=np.r_[stand_in, ranked[b]],
+        edge_similarity=np.r_[np.ones(len(collapsed)), value],
+        counts={
+            "rows": rows,
+            "equal_sets": len(collapsed),
+            "candidates": len(ranked),
+            "verified_pairs": outcome.verified,
+            "rounds": outcome.rounds,
+            "bucket_splits": outcome.splits,
+        },
+    )

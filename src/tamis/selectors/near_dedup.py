@@ -1,0 +1,219 @@
+"""Near-duplicate removal: MinHash candidates, exact Jaccard, greedy survivors."""
+
+import os
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from tamis.scoring.minhash import MinHashSignature, signature_matrix
+from tamis.scoring.shingles import ShingleSets, shingle_sets
+from tamis.scoring.words import UnicodeForm, Unit
+from tamis.selectors.banding import Banding
+from tamis.selectors.duplicates import (
+    SHINGLES_AT_ONCE,
+    Duplicates,
+    Ranking,
+    find_duplicates,
+)
+from tamis.selectors.ranks import RankedSelector
+from tamis.selectors.table import Table
+from tamis.storage.kernels import Int64s, chunks_of, even_cuts, in_threads, string_buffers
+from tamis.storage.ledger import Drops
+
+#: Edges are kept this far below the threshold, so that it can be moved later.
+EDGE_MARGIN = 0.1
+
+
+def near_duplicates(
+    text: pa.Array | pa.ChunkedArray,
+    threshold: float = 0.8,
+    *,
+    ngram: int | None = None,
+    unit: Unit = "word",
+    unicode_form: UnicodeForm = "NFKD",
+    edge_floor: float | None = None,
+    workers: int | None = None,
+) -> Duplicates:
+    """Find the near-duplicates of a text column held in memory.
+
+    The longest text of a cluster stays, the first of several equally long ones.
+
+    Args:
+        text: string array without nulls.
+        threshold: exact Jaccard similarity of shingle sets from which two rows are duplicates.
+        ngram: tokens per shingle; 5 words or 24 characters if not given.
+        edge_floor: smallest similarity reported as an edge; `threshold` - 0.1 if not given.
+        workers: threads; all cores if not given.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> found = near_duplicates(pa.array(["a b c d e f", "A b, c d e f!", "something else"]))
+        >>> found.kept.tolist(), found.partner.tolist()
+        ([False, True, True], [1, -1, -1])
+    """
+    workers = workers or len(os.sched_getaffinity(0))
+    signal = MinHashSignature(ngram=ngram, unit=unit, unicode_form=unicode_form)
+    pieces = [
+        chunk.slice(first, last - first)
+        for chunk in chunks_of(text)
+        for first, last in even_cuts(string_buffers(chunk)[1], workers * 8)
+    ]
+    if not pieces:
+        pieces = [pa.array([], pa.large_string())]
+    done = in_threads(
+        lambda piece: signal.compute(pa.record_batch({"text": piece})), pieces, workers
+    )
+    signatures = np.concatenate([signature_matrix(b["signature"]) for b in done])
+    table = pa.Table.from_batches(done)
+    counts = table["shingles"].to_numpy()
+    lengths = table["characters"].to_numpy()
+    start = np.cumsum([0, *(len(piece) for piece in pieces)])
+
+    def sets_of(rows: Int64s) -> ShingleSets:
+        cuts = np.searchsorted(rows, start)
+        jobs = [
+            (piece, rows[a:b], int(first))
+            for piece, first, a, b in zip(pieces, start[:-1], cuts[:-1], cuts[1:], strict=True)
+            if b > a
+        ]
+        parts = in_threads(
+            lambda job: shingle_sets(job[0], job[1] - job[2], counts[job[1]], signal.shingling),
+            jobs,
+            workers,
+        )
+        return ShingleSets.concatenate(parts)
+
+    rows = len(counts)
+    position = np.arange(rows, dtype=np.uint64)
+    return find_duplicates(
+        signatures,
+        table["multiset"].to_numpy(),
+        counts,
+        Ranking(lengths.astype(np.float64), position, position, np.zeros(rows, np.uint32)),
+        sets_of,
+        threshold=threshold,
+        edge_floor=threshold - EDGE_MARGIN if edge_floor is None else edge_floor,
+        banding=Banding(),
+        workers=workers,
+    )
+
+
+class NearDedup(RankedSelector):
+    """Keep one of the rows whose texts have nearly the same word n-grams.
+
+    Candidates share a band of their MinHash signatures; every candidate pair that the signatures
+    do not clearly reject is compared by the exact Jaccard similarity of its shingle sets. A row
+    is dropped if a better-ranked row that stays is at least `threshold` similar: survivors are
+    the greedy maximal independent set of the verified pairs in rank order.
+    """
+
+    operator: Literal["near_dedup"] = "near_dedup"
+    threshold: float = Field(
+        default=0.8, gt=0, le=1, description="exact Jaccard similarity of a duplicate"
+    )
+    ngram: int | None = Field(
+        default=None, ge=1, description="tokens per shingle; 5 words or 24 characters if not given"
+    )
+    unit: Unit = Field(default="word", description="what a token is")
+    unicode_form: UnicodeForm = Field(
+        default="NFKD", description="decomposition before full case folding of non-ASCII rows"
+    )
+    edge_floor: float | None = Field(
+        default=None, ge=0, le=1, description="pairs are stored down to it; threshold - 0.1"
+    )
+    num_perm: int = Field(default=128, ge=16, le=256, description="permutations of a signature")
+    bands: int = Field(default=25, ge=1, description="bands; much finer than the threshold")
+    band_rows: int = Field(default=5, ge=1, description="signature values a band")
+    seed: int = Field(default=1, ge=0, lt=2**32, description="seed of the permutations")
+
+    version: ClassVar[int] = 1
+    paper: ClassVar[str] = (
+        "Broder 1997 (resemblance); Lee et al. 2022, Deduplicating training data makes language "
+        "models better (word 5-grams, threshold .8); Li and König 2010 (b-bit sketches)"
+    )
+    roles: ClassVar[tuple[str, ...]] = ("text",)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.bands * self.band_rows > self.num_perm:
+            raise ValueError(
+                f"bands x band_rows = {self.bands * self.band_rows} is more than the "
+                f"{self.num_perm} permutations"
+            )
+        if self.edge_floor is not None and self.edge_floor > self.threshold:
+            raise ValueError("edge_floor lies above the threshold")
+        return self
+
+    @property
+    def signal(self) -> MinHashSignature:
+        return MinHashSignature(
+            ngram=self.ngram,
+            unit=self.unit,
+            unicode_form=self.unicode_form,
+            num_perm=self.num_perm,
+            seed=self.seed,
+        )
+
+    def memory(self, rows: int, text_bytes: int) -> int:
+        """Signatures, sketches, buckets and results a row; and the sets verified at a time.
+
+        Buckets are bounded by rows that all have a partner in every band.
+        """
+        a_row = 4 * self.num_perm + self.num_perm + 16 * self.bands + 150
+        sets = min(8 * SHINGLES_AT_ONCE, 2 * text_bytes)
+        return rows * a_row + sets
+
+    def select(self, table: Table) -> Drops:
+        signal = self.signal
+        rows = len(table)
+        signatures = np.empty((rows, self.num_perm), np.uint32)
+        multiset = np.empty(rows, np.uint64)
+        counts, lengths = np.empty(rows, np.int64), np.empty(rows, np.float64)
+        done = 0
+        for part in table.signal(signal):
+            here = slice(done, done + part.num_rows)
+            for chunk in part["signature"].chunks:
+                matrix = signature_matrix(chunk)
+                signatures[done : done + len(matrix)] = matrix
+                done += len(matrix)
+            multiset[here] = part["multiset"].to_numpy()
+            counts[here] = part["shingles"].to_numpy()
+            lengths[here] = part["characters"].to_numpy()
+
+        def sets_of(wanted: Int64s) -> ShingleSets:
+            return ShingleSets.concatenate(
+                table.map_text(
+                    "text",
+                    wanted,
+                    lambda text, inside, here: shingle_sets(
+                        text, inside, counts[here], signal.shingling
+                    ),
+                )
+            )
+
+        floor = self.threshold - EDGE_MARGIN if self.edge_floor is None else self.edge_floor
+        found = find_duplicates(
+            signatures,
+            multiset,
+            counts,
+            self.ranking(table, lengths),
+            sets_of,
+            threshold=self.threshold,
+            edge_floor=floor,
+            banding=Banding(self.bands, self.band_rows),
+            workers=table.workers,
+            progress=lambda decided, of: table.progress("duplicates decided", decided, of),
+        )
+        lost = np.flatnonzero(~found.kept)
+        return Drops.of(
+            lost,
+            "",
+            value=found.similarity[lost],
+            threshold=self.threshold,
+            partner=found.partner[lost],
+            similarity=found.similarity[lost],
+            report={**found.counts, "edges": len(found.edge_row), "edge_floor": floor},
+            edges=(found.edge_row, found.edge_other, found.edge_similarity),
+        )

@@ -1,0 +1,25 @@
+"""What every selector has in common."""
+
+from typing import ClassVar
+
+from tamis.scoring.operator import Operator
+from tamis.selectors.table import Table
+from tamis.storage.ledger import Drops
+
+
+class Selector(Operator):
+    """Reads columns of the rows still kept, and says which of them to drop and why."""
+
+    kind: ClassVar[str] = "selector"
+
+    def reads(self) -> set[str]:
+        """Names of the scores and columns it needs beside its roles."""
+        return set()
+
+    def memory(self, rows: int, text_bytes: int) -> int:
+        """Upper bound of the bytes it holds at once for a table of `rows`."""
+        return rows * 64
+
+    def select(self, table: Table) -> Drops:
+        """The rows to drop."""
+        raise NotImplementedError

@@ -1,0 +1,180 @@
+"""DuckDB views over what a workspace holds. The catalog is made anew at the end of every run."""
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from tamis.storage.errors import UserError
+from tamis.storage.files import read_json, whole_file
+
+CATALOG = "catalog.duckdb"
+WORKSPACE_MANIFEST = "manifest.json"
+
+_ROW_ID = "format('{{:016x}}{{:016x}}', {0}_hi, {0}_lo)"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _name(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'
+
+
+def _parquet(paths: list[str], options: str = "") -> str:
+    return f"read_parquet([{', '.join(_quoted(path) for path in paths)}]{options})"
+
+
+def statements(workspace: Path) -> list[str]:
+    """SQL that makes the views ``rows``, ``scores``, ``decisions``, ``why`` and ``runs``.
+
+    Raises:
+        UserError: if no run has ended in this workspace.
+    """
+    workspace = workspace.resolve()
+    place = workspace / WORKSPACE_MANIFEST
+    if not place.exists():
+        raise UserError(
+            "no finished run here", where=str(workspace), mend="name the workspace of a run"
+        )
+    manifest = read_json(place)
+    return [
+        *_decisions(workspace, manifest),
+        _rows(workspace, manifest),
+        _scores(workspace, manifest),
+        _why(manifest),
+        _runs(workspace),
+    ]
+
+
+def _decisions(workspace: Path, manifest: dict[str, Any]) -> list[str]:
+    files = [str(workspace / name) for name in manifest["ledger"]]
+    partner = f"CASE WHEN partner_hi IS NOT NULL THEN {_ROW_ID.format('partner')} END"
+    return [
+        f"CREATE VIEW ledger AS SELECT * FROM {_parquet(files)}",
+        f"""CREATE VIEW decisions AS SELECT {_ROW_ID.format("id")} AS row_id, copy, action,
+        repeat, weight, stage, reason, value, threshold, rules, {partner} AS partner,
+        partner_copy, similarity, shard, row FROM ledger""",
+    ]
+
+
+def _rows(workspace: Path, manifest: dict[str, Any]) -> str:
+    shards = manifest["shards"]
+    values = ", ".join(
+        f"({s['shard']}, {_quoted(str(_absolute(workspace, s['path'])))}, {s['first_row']})"
+        for s in shards
+    )
+    files = list(dict.fromkeys(str(_absolute(workspace, s["path"])) for s in shards))
+    source = _parquet(files, ", filename = true, file_row_number = true")
+    columns = ", ".join(f"c.{_name(column)}" for column in manifest["columns"])
+    return f"""CREATE VIEW rows AS SELECT {_ROW_ID.format("d.id")} AS row_id, d.copy, d.shard,
+    d.row, {columns} FROM ledger d
+    JOIN (VALUES {values}) AS s(shard, path, first_row) ON s.shard = d.shard
+    JOIN {source} c ON c.filename = s.path AND c.file_row_number = s.first_row + d.row"""
+
+
+def _absolute(workspace: Path, path: str) -> Path:
+    return Path(path) if Path(path).is_absolute() else workspace / path
+
+
+def _scores(workspace: Path, manifest: dict[str, Any]) -> str:
+    columns = ""
+    joins = ""
+    for index, (stage, found) in enumerate(manifest["scores"].items()):
+        del stage
+        alias = f"s{index}"
+        columns += "".join(f", {alias}.{_name(name)}" for name in found["columns"])
+        files = [str(workspace / name) for name in found["files"]]
+        joins += f" LEFT JOIN {_parquet(files)} {alias} ON {alias}.shard = d.shard"
+        joins += f" AND {alias}.row = d.row"
+    return (
+        f"CREATE VIEW scores AS SELECT {_ROW_ID.format('d.id')} AS row_id, d.copy, d.shard, "
+        f"d.row{columns} FROM ledger d{joins}"
+    )
+
+
+def _why(manifest: dict[str, Any]) -> str:
+    names = [name for found in manifest["scores"].values() for name in found["columns"]]
+    packed = ", ".join(f"{_name(name)} := s.{_name(name)}" for name in names)
+    scores = f"struct_pack({packed})" if names else "NULL"
+    text = manifest["recipe"]["corpus"]["roles"].get("text")
+    mine, theirs = (f"{t}.{_name(text)}" if text else "NULL" for t in ("r", "p"))
+    join = ""
+    if text:
+        join = """JOIN rows r ON r.shard = d.shard AND r.row = d.row
+        LEFT JOIN rows p ON p.row_id = d.partner AND p.copy = d.partner_copy"""
+    return f"""CREATE VIEW why AS SELECT d.row_id, d.copy, d.action, d.stage, d.reason, d.value,
+    d.threshold, d.rules, d.partner, d.partner_copy, d.similarity, {scores} AS scores,
+    {mine} AS text, {theirs} AS partner_text, {_quoted(manifest["recipe_digest"])} AS recipe,
+    (SELECT run_id FROM runs WHERE runs.recipe = {_quoted(manifest["recipe_digest"])}
+     ORDER BY started DESC LIMIT 1) AS run
+    FROM decisions d JOIN scores s ON s.shard = d.shard AND s.row = d.row {join}"""
+
+
+_RUN_COLUMNS = {
+    "run_id": "VARCHAR",
+    "recipe": "VARCHAR",
+    "started": "TIMESTAMP",
+    "ended": "TIMESTAMP",
+    "rows_in": "BIGINT",
+    "kept": "BIGINT",
+    "dropped": "BIGINT",
+    "quarantined": "BIGINT",
+    "written": "BIGINT",
+    "peak_memory": "BIGINT",
+    "tamis": "VARCHAR",
+}
+
+
+def _runs(workspace: Path) -> str:
+    files = sorted(str(path) for path in (workspace / "runs").glob("*/run.json"))
+    types = ", ".join(f"{name}: '{kind}'" for name, kind in _RUN_COLUMNS.items())
+    listed = ", ".join(map(_quoted, files))
+    return f"CREATE VIEW runs AS SELECT * FROM read_json([{listed}], columns = {{{types}}})"
+
+
+def write_catalog(workspace: Path) -> Path:
+    """Write ``catalog.duckdb`` aside and rename it into place."""
+    path = workspace / CATALOG
+    made = _ordered(statements(workspace))
+    with whole_file(path) as temporary:
+        with duckdb.connect(str(temporary)) as connection:
+            for statement in made:
+                connection.execute(statement)
+        temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
+    return path
+
+
+def _ordered(made: list[str]) -> list[str]:
+    """`why` reads `runs`, so that comes before it."""
+    return sorted(made, key=lambda statement: statement.startswith("CREATE VIEW why"))
+
+
+def open_catalog(workspace: Path) -> duckdb.DuckDBPyConnection:
+    """The same views in memory, where a query can do no harm to the catalog."""
+    connection = duckdb.connect()
+    for statement in _ordered(statements(workspace)):
+        connection.execute(statement)
+    return connection
+
+
+def query(workspace: Path, sql: str) -> duckdb.DuckDBPyRelation:
+    """Run one reading query over the views.
+
+    Raises:
+        UserError: for anything but a single query, and for what DuckDB finds wrong in it.
+    """
+    connection = open_catalog(workspace)
+    try:
+        parsed = connection.extract_statements(sql)
+        kinds = [statement.type for statement in parsed]
+        allowed = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+        if len(kinds) != 1 or kinds[0] not in allowed:
+            raise UserError("give one SELECT", where="sql", mend="the catalog is read-only")
+        return connection.sql(sql)
+    except duckdb.Error as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            first, where="sql", mend="views: rows, scores, decisions, why, runs"
+        ) from error

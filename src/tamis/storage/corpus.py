@@ -1,0 +1,257 @@
+"""The corpus: what files there are, their one schema, and the shards that work is cut into.
+
+Parquet is read in place. Every other format is a `StreamReader` (see `streams`) whose rows are
+written once into Parquet shards in the workspace, so that everything above sees Parquet only.
+"""
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tamis.storage.errors import RunError, UserError
+from tamis.storage.files import digest_file, digest_of
+from tamis.storage.kernels import in_threads
+
+#: Uncompressed bytes that a shard aims at: whole row groups are joined up to it.
+SHARD_BYTES = 128 << 20
+#: Bytes of columns read at a time.
+BATCH_BYTES = 32 << 20
+#: Column of an ingested shard that holds the line a row came from; never shown or written out.
+LINE_COLUMN = "__tamis_line"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file that the user named."""
+
+    path: str
+    digest: str
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A run of row groups of one Parquet file: the unit of work and resume.
+
+    Attributes:
+        index: place in the corpus, from 0.
+        path: the Parquet file.
+        groups: row groups, ``range(first, last)``.
+        rows, bytes: rows, and uncompressed bytes of all columns.
+        digest: identity of the content.
+        source: the file the user named.
+        first_row: row of `path` that the shard begins with.
+    """
+
+    index: int
+    path: Path
+    groups: range
+    rows: int
+    bytes: int
+    digest: str
+    source: str
+    first_row: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.index:05d}"
+
+    def batches(
+        self, columns: Sequence[str], batch_bytes: int = BATCH_BYTES
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of about `batch_bytes` of some columns, in order.
+
+        Raises:
+            RunError: if the file cannot be read any more, with file and row groups.
+        """
+        if not columns:
+            raise ValueError("no columns asked for")
+        try:
+            with pq.ParquetFile(self.path, memory_map=False) as file:
+                per_row = max(
+                    1, _bytes_of(file.metadata, self.groups, columns) // max(1, self.rows)
+                )
+                rows = max(1, min(batch_bytes // per_row, 1 << 20))
+                names = list(columns)
+                # Nested columns have several leaves: the order of the file is not asked's.
+                for batch in file.iter_batches(
+                    batch_size=rows, row_groups=list(self.groups), columns=names, use_threads=False
+                ):
+                    yield batch.select(names)
+        except (pa.ArrowException, OSError) as error:
+            raise RunError(
+                f"cannot read row groups {self.groups.start} to {self.groups.stop - 1} "
+                f"({_first_line(error)})",
+                where=str(self.path),
+                mend="restore the file and run the same command again: finished steps are kept",
+            ) from error
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """The whole shard's columns."""
+        schema = pq.read_schema(self.path)
+        fields = pa.schema([schema.field(name) for name in columns])
+        return pa.Table.from_batches(list(self.batches(columns)), schema=fields)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Shards with one schema, and what could not be read into them.
+
+    Attributes:
+        schema: of the user's columns, as pyarrow's Parquet round trip gives it back.
+        shards: in the order of the input files.
+        inputs: the files, with digest and rows.
+        unread: Parquet files (schema `streams.UNREAD`) of lines that no shard holds.
+        unread_rows: how many lines they hold.
+    """
+
+    schema: pa.Schema
+    shards: tuple[Shard, ...]
+    inputs: tuple[Input, ...]
+    unread: tuple[Path, ...] = field(default=())
+    unread_rows: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows in the shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """Uncompressed bytes of the shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+
+def find_files(path: str) -> list[Path]:
+    """The input files that a path, folder or glob names, sorted.
+
+    This is the one place that knows where files are; remote places join here.
+
+    Raises:
+        UserError: if there is none.
+    """
+    place = Path(path).expanduser()
+    if place.is_file():
+        return [place]
+    if place.is_dir():
+        found = [p for p in sorted(place.rglob("*")) if p.is_file() and not _hidden(p, place)]
+    else:
+        found = sorted(p for p in map(Path, glob.glob(str(place), recursive=True)) if p.is_file())
+    if not found:
+        what = "the folder is empty" if place.is_dir() else "no such file, folder or glob"
+        raise UserError(what, where=path, mend="check the path of the corpus")
+    return found
+
+
+def _hidden(path: Path, under: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.relative_to(under).parts)
+
+
+def open_parquet(path: Path) -> pq.FileMetaData:
+    """Footer of a Parquet file.
+
+    Raises:
+        UserError: if it is not a whole Parquet file.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.metadata
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"not a complete Parquet file ({_first_line(error)})",
+            where=str(path),
+            mend="restore or remove it: nothing has been read yet",
+        ) from error
+
+
+def parquet_corpus(
+    paths: Sequence[Path], shard_bytes: int = SHARD_BYTES, workers: int = 1
+) -> Corpus:
+    """A corpus of Parquet files read in place.
+
+    Raises:
+        UserError: if a file is not whole or the schemas differ, before any work.
+    """
+    footers = in_threads(open_parquet, paths, workers)
+    schema = same_schema(
+        [(str(p), f.schema.to_arrow_schema()) for p, f in zip(paths, footers, strict=True)]
+    )
+    digests = in_threads(digest_file, paths, workers)
+    shards: list[Shard] = []
+    inputs = []
+    for path, footer, digest in zip(paths, footers, digests, strict=True):
+        shards += shards_of(path, footer, digest, str(path), len(shards), shard_bytes)
+        inputs.append(Input(str(path), digest, footer.num_rows, path.stat().st_size))
+    return Corpus(schema, tuple(shards), tuple(inputs))
+
+
+def shards_of(
+    path: Path,
+    footer: pq.FileMetaData,
+    digest: str,
+    source: str,
+    index: int,
+    shard_bytes: int = SHARD_BYTES,
+) -> list[Shard]:
+    """Cut a Parquet file into runs of row groups of about `shard_bytes`."""
+    sizes = [footer.row_group(g) for g in range(footer.num_row_groups)]
+    shards: list[Shard] = []
+    first = first_row = 0
+    while first < len(sizes):
+        last, rows, used = first, 0, 0
+        while last < len(sizes) and (
+            last == first or used + sizes[last].total_byte_size <= shard_bytes
+        ):
+            rows += sizes[last].num_rows
+            used += sizes[last].total_byte_size
+            last += 1
+        groups = range(first, last)
+        whole = len(groups) == len(sizes)
+        key = digest if whole else digest_of([digest, groups.start, groups.stop])
+        shards.append(Shard(index + len(shards), path, groups, rows, used, key, source, first_row))
+        first, first_row = last, first_row + rows
+    return [shard for shard in shards if shard.rows]
+
+
+def same_schema(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
+    """The schema that all files share; the order of columns may differ.
+
+    Raises:
+        UserError: naming the first column that differs, as expected against found.
+    """
+    first_path, first = schemas[0]
+    duplicate = [name for name in set(first.names) if first.names.count(name) > 1]
+    if duplicate:
+        raise UserError(f"two columns are named {duplicate[0]!r}", where=first_path)
+    for path, schema in schemas[1:]:
+        for name in [*first.names, *(n for n in schema.names if n not in first.names)]:
+            expected = str(first.field(name).type) if name in first.names else "no such column"
+            found = str(schema.field(name).type) if name in schema.names else "no such column"
+            if expected != found:
+                raise UserError(
+                    f"column {name!r}: expected {expected} (as in {first_path}), found {found}",
+                    where=path,
+                    mend="all files of a corpus share one schema: convert or leave out this file",
+                )
+    return first
+
+
+def _bytes_of(footer: pq.FileMetaData, groups: range, columns: Sequence[str]) -> int:
+    wanted = set(columns)
+    total = 0
+    for g in groups:
+        group = footer.row_group(g)
+        for c in range(group.num_columns):
+            column = group.column(c)
+            if column.path_in_schema.split(".")[0] in wanted:
+                total += column.total_uncompressed_size
+    return total
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,24 @@
+"""The two ways a command can fail, told apart by its exit code."""
+
+
+class TamisError(Exception):
+    """One line for the user: what is wrong, where, and what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
+        self.what, self.where, self.mend = what, where, mend
+        parts = [f"{where}: {what}" if where else what]
+        if mend:
+            parts.append(mend)
+        super().__init__("; ".join(parts))
+
+
+class UserError(TamisError):
+    """The user can mend it: a wrong path, recipe, schema or option (exit code 2)."""
+
+    exit_code = 2
+
+
+class RunError(TamisError):
+    """The run failed: bad data past the limit, a broken guarantee, a full disk (exit code 1)."""

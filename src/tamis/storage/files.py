@@ -1,0 +1,147 @@
+"""Files that appear whole or not at all, and the digests that say which is which."""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from tamis.storage.errors import RunError, UserError
+
+TEMPORARY = ".tmp"
+
+
+def digest_file(path: Path) -> str:
+    """xxh3-128 of a file's bytes, 32 hex digits."""
+    state = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            state.update(block)
+    return state.hexdigest()
+
+
+def digest_of(parts: Any) -> str:
+    """SHA-256 (first 32 hex digits) of a JSON value, independent of key order."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Say in one line that the disk is full or refuses; everything else passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise RunError(
+                "no space left on the disk",
+                where=str(where),
+                mend="free some space and run the same command again: finished steps are kept",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(f"cannot write ({error.strerror})", where=str(where)) from error
+        raise
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place, flushed, when the block succeeds."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write indented JSON as a whole file."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that tamis wrote."""
+    value = json.loads(path.read_text("utf-8"))
+    if not isinstance(value, dict):
+        raise RunError("not a JSON object", where=str(path))
+    return value
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def swap_folders(new: Path, old: Path) -> None:
+    """Put folder `new` in the place of `old`, which may exist; the old content is removed.
+
+    Linux exchanges the two names in one step; elsewhere there is an instant without `old`.
+    """
+    with disk_errors(old):
+        sync(new)
+        if not old.exists():
+            new.rename(old)
+        else:
+            if not _exchange(new, old):
+                aside = new.with_name(new.name + ".old")
+                old.rename(aside)
+                new.rename(old)
+                aside.rename(new)
+            shutil.rmtree(new)
+        sync(old.parent)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    paths = os.fsencode(a), os.fsencode(b)
+    code = renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE)
+    return int(code) == 0
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a workspace alone; what an earlier, killed run left half-written is swept away."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                "another run is using this workspace",
+                where=str(folder),
+                mend="wait for it to end or give another --workspace",
+            ) from error
+        for leftover in folder.rglob(f".*{TEMPORARY}"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,175 @@
+"""Opening a corpus of any format: Parquet in place, everything else through a `Reader` once."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tamis.storage.blocks import Reader
+from tamis.storage.corpus import (
+    LINE_COLUMN,
+    SHARD_BYTES,
+    Corpus,
+    Input,
+    Shard,
+    find_files,
+    open_parquet,
+    parquet_corpus,
+    shards_of,
+)
+from tamis.storage.errors import RunError, UserError
+from tamis.storage.files import digest_of, whole_file
+from tamis.storage.jsonl import JsonLines
+from tamis.storage.kernels import in_threads
+from tamis.storage.python_source import INSTALLED, PythonSource
+
+#: What quarantine holds: where a row stood, why it was put aside, and its bytes where no shard
+#: has it.
+UNREAD = pa.schema(
+    [
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("line", pa.int64()),
+        pa.field("row_id", pa.string()),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("raw", pa.binary()),
+    ]
+)
+
+READERS: dict[str, Callable[[], Reader]] = {"jsonl": JsonLines, "python": PythonSource}
+FORMATS = ("parquet", *READERS)
+#: Prefix of a path that names Python sources: ``python:`` alone is this interpreter's own.
+PYTHON_SCHEME = INSTALLED
+
+_ENDINGS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+_COMPRESSED = (".gz", ".zst")
+_INGEST_VERSION = 1
+
+
+def format_of(path: str) -> str:
+    """The format that a corpus path is in, by its scheme or by the endings of its files.
+
+    Raises:
+        UserError: for endings that are not known, or several formats in one folder.
+    """
+    if path.startswith(PYTHON_SCHEME):
+        return "python"
+    found: dict[str, Path] = {}
+    for file in find_files(path):
+        ending = Path(file.stem).suffix if file.suffix in _COMPRESSED else file.suffix
+        if ending in _ENDINGS:
+            found.setdefault(_ENDINGS[ending], file)
+    if not found:
+        raise UserError(
+            "no file with a known ending",
+            where=path,
+            mend=f"known: {', '.join(sorted(_ENDINGS))} (.json* also .gz, .zst); or give `format`",
+        )
+    if len(found) > 1:
+        raise UserError(
+            f"several formats in one corpus: {', '.join(str(p) for p in found.values())}",
+            where=path,
+            mend="name one format with a glob such as folder/*.parquet",
+        )
+    return next(iter(found))
+
+
+def open_corpus(
+    path: str,
+    workspace: Path,
+    *,
+    format: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    workers: int = 1,
+) -> Corpus:
+    """Find a corpus, check its schema, and bring it into Parquet where it is not.
+
+    Raises:
+        UserError: no files, unknown format, unreadable file, schemas that differ.
+    """
+    kind = format or format_of(path)
+    if kind == "parquet":
+        files = find_files(path)
+        if len(files) > 1:  # a folder may hold a card or a manifest beside its data
+            files = [file for file in files if file.suffix == ".parquet"] or files
+        return parquet_corpus(files, shard_bytes, workers)
+    if kind not in READERS:
+        raise UserError(f"no format {kind!r}", mend=f"known: {', '.join(FORMATS)}")
+    return _ingest(READERS[kind](), kind, path, workspace / "ingest", shard_bytes, workers)
+
+
+def _ingest(
+    reader: Reader, kind: str, path: str, folder: Path, shard_bytes: int, workers: int
+) -> Corpus:
+    files = reader.files(path)
+    digests = in_threads(reader.digest, files, workers)
+    together = digest_of([_INGEST_VERSION, kind, [str(f) for f in files], digests])
+    schema = _schema_once(reader, files, folder / f"{together}.schema", workers)
+    keys = [
+        digest_of([_INGEST_VERSION, kind, str(file), digest, str(schema)])
+        for file, digest in zip(files, digests, strict=True)
+    ]
+    jobs = list(zip(files, keys, strict=True))
+    in_threads(lambda job: _ingest_file(reader, job[0], job[1], schema, folder), jobs, workers)
+
+    shards: list[Shard] = []
+    inputs: list[Input] = []
+    unread: list[Path] = []
+    unread_rows = 0
+    for file, digest, key in zip(files, digests, keys, strict=True):
+        data, bad = _places(folder, key)
+        footer = open_parquet(data)
+        shards += shards_of(data, footer, key, str(file), len(shards), shard_bytes)
+        lost = open_parquet(bad).num_rows
+        inputs.append(Input(str(file), digest, footer.num_rows + lost, file.stat().st_size))
+        if lost:
+            unread.append(bad)
+            unread_rows += lost
+    return Corpus(schema, tuple(shards), tuple(inputs), tuple(unread), unread_rows)
+
+
+def _places(folder: Path, key: str) -> tuple[Path, Path]:
+    return folder / f"{key}.parquet", folder / f"{key}.unread.parquet"
+
+
+def _schema_once(reader: Reader, files: Sequence[Path], place: Path, workers: int) -> pa.Schema:
+    if place.exists():
+        return pa.ipc.read_schema(pa.py_buffer(place.read_bytes()))
+    schema = reader.schema(files, workers)
+    if LINE_COLUMN in schema.names:
+        raise UserError(f"column {LINE_COLUMN!r} is reserved", where=str(files[0]))
+    with whole_file(place) as temporary:
+        temporary.write_bytes(schema.serialize().to_pybytes())
+    return schema
+
+
+def _ingest_file(reader: Reader, file: Path, key: str, schema: pa.Schema, folder: Path) -> None:
+    data, bad = _places(folder, key)
+    if data.exists() and bad.exists():
+        return
+    stored = schema.append(pa.field(LINE_COLUMN, pa.int64(), nullable=False))
+    lost: list[dict[str, object]] = []
+    with whole_file(data) as temporary:
+        with pq.ParquetWriter(temporary, stored, compression="zstd", compression_level=1) as out:
+            for block in reader.blocks(file, schema):
+                if block.rows.num_rows:
+                    out.write_table(
+                        block.rows.append_column(stored.field(LINE_COLUMN), block.lines),
+                        row_group_size=block.rows.num_rows,
+                    )
+                lost += [
+                    {"file": str(file), "line": b.line, "reason": b.reason, "raw": b.raw}
+                    for b in block.bad
+                ]
+        with whole_file(bad) as other:
+            pq.write_table(pa.Table.from_pylist(lost, UNREAD), other, compression="zstd")
+
+
+def line_of(shard: Shard, row: int) -> int:
+    """The line (from 1) of the user's file that a row of a shard came from; its row if Parquet."""
+    if LINE_COLUMN not in pq.read_schema(shard.path).names:
+        return shard.first_row + row
+    column = shard.table([LINE_COLUMN])[LINE_COLUMN]
+    if row >= len(column):
+        raise RunError(f"row {row} is not in shard {shard.name}", where=str(shard.path))
+    return int(column[row].as_py())

@@ -1,0 +1,173 @@
+"""Python sources as a corpus: docstrings beside their code, licences, readmes, metadata.
+
+Every machine that runs tamis has such a corpus: the interpreter's own library and the installed
+distributions. It is real text with real near-duplicates (licences, vendored copies), and it can
+be pointed at any source tree.
+"""
+
+import ast
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import xxhash
+
+from tamis.storage.blocks import BadLine, Block
+from tamis.storage.errors import UserError
+
+SCHEMA = pa.schema(
+    [
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("package", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("source", pa.string()),
+    ]
+)
+
+#: Path that names the interpreter tamis runs in.
+INSTALLED = "python:"
+
+#: Files whose docstrings are gathered may be this large; larger ones are tables or generated.
+MAX_SOURCE_BYTES = 1 << 20
+#: Rows are handed on about this many characters at a time.
+BLOCK_CHARACTERS = 8 << 20
+
+_NOTICE = re.compile(r"(licen[cs]e|copying|notice|authors|copyright)", re.IGNORECASE)
+_README = re.compile(r"(readme|changelog|changes|history|news|contributing)", re.IGNORECASE)
+_TEXT_ENDINGS = {"", ".txt", ".md", ".rst", ".apache", ".bsd", ".mit", ".apache2", ".psf"}
+_SKIPPED = {"__pycache__", "test", "tests", "node_modules", "lib2to3"}
+
+Row = dict[str, str | None]
+
+
+class PythonSource:
+    """Reader of Python source trees.
+
+    ``python:`` gathers from the interpreter that runs tamis, ``python:FOLDER`` (or a folder with
+    ``format: python``) from a tree. A row is a docstring (``kind`` module, class or function,
+    the latter two with ``source``), a notice, a readme, or a distribution's metadata; ``package``
+    is the top-level folder it is in.
+    """
+
+    def files(self, path: str) -> list[Path]:
+        if path == INSTALLED:
+            places = sysconfig.get_paths()
+            roots = {Path(places[key]) for key in ("stdlib", "purelib", "platlib")}
+            return sorted(root for root in roots if root.is_dir())
+        root = Path(path.removeprefix(INSTALLED))
+        if not root.is_dir():
+            raise UserError("not a folder", where=str(root), mend="give the root of a source tree")
+        return [root]
+
+    def schema(self, files: Sequence[Path], workers: int) -> pa.Schema:
+        return SCHEMA
+
+    def digest(self, root: Path) -> str:
+        """Names, sizes and times of the files that would be gathered."""
+        state = xxhash.xxh3_128()
+        for file in _walk(root):
+            found = file.stat()
+            line = f"{file.relative_to(root)}\0{found.st_size}\0{found.st_mtime_ns}\n"
+            state.update(line.encode("utf-8", "surrogateescape"))
+        return state.hexdigest()
+
+    def blocks(self, file: Path, schema: pa.Schema) -> Iterator[Block]:
+        rows: list[Row] = []
+        bad: list[BadLine] = []
+        size = total = 0
+        for path in _walk(file):
+            try:
+                found = list(_rows_of(path, file))
+            except (SyntaxError, ValueError, RecursionError) as error:
+                reason = f"{path}: not Python source ({error})"
+                bad.append(BadLine(getattr(error, "lineno", None) or 1, reason, b""))
+                continue
+            rows += found
+            size += sum(len(row["text"] or "") + len(row["source"] or "") for row in found)
+            if size > BLOCK_CHARACTERS:
+                yield _block(rows, bad, total)
+                total += len(rows)
+                rows, bad, size = [], [], 0
+        yield _block(rows, bad, total)
+
+
+def _block(rows: list[Row], bad: list[BadLine], before: int) -> Block:
+    numbers = pa.array(range(before + 1, before + len(rows) + 1), pa.int64())
+    return Block(pa.Table.from_pylist(rows, SCHEMA), numbers, bad)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Files to look at, in a fixed order; installed packages below a library are left to them."""
+    for entry in sorted(root.iterdir()):
+        if entry.is_symlink() or entry.name in _SKIPPED or entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            if entry.name != "site-packages":
+                yield from _walk(entry)
+        elif _kind(entry) is not None and entry.stat().st_size <= MAX_SOURCE_BYTES:
+            yield entry
+
+
+def _kind(path: Path) -> str | None:
+    if path.suffix == ".py":
+        return "source"
+    if path.name in ("METADATA", "PKG-INFO"):
+        return "metadata"
+    if path.suffix.lower() not in _TEXT_ENDINGS:
+        return None
+    if _NOTICE.match(path.name):
+        return "notice"
+    return "readme" if _README.match(path.name) else None
+
+
+def _rows_of(path: Path, root: Path) -> Iterator[Row]:
+    relative = path.relative_to(root)
+    shared: Row = {
+        "package": relative.parts[0].removesuffix(".py").split("-")[0],
+        "path": str(relative),
+    }
+    raw = path.read_bytes()
+    kind = _kind(path)
+    if kind != "source":
+        text = raw.decode("utf-8", "replace").strip()
+        if text:
+            yield {"text": text, "kind": kind, "name": path.name, "source": None, **shared}
+        return
+    text = raw.decode("utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about escapes in other people's strings
+        tree = ast.parse(text)
+    lines = text.splitlines(keepends=True)
+    for node, name in _documented(tree, path.stem):
+        doc = ast.get_docstring(node)
+        if not doc or not doc.strip():
+            continue
+        source = None
+        if not isinstance(node, ast.Module):
+            source = "".join(lines[node.lineno - 1 : node.end_lineno])
+        yield {"text": doc, "kind": _NODE_KIND[type(node)], "name": name, "source": source} | shared
+
+
+_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+_NODE_KIND = {
+    ast.Module: "module",
+    ast.ClassDef: "class",
+    ast.FunctionDef: "function",
+    ast.AsyncFunctionDef: "function",
+}
+
+
+def _documented(node: ast.AST, name: str) -> Iterator[tuple[_Documented, str]]:
+    """The node and the classes and functions inside it, with dotted names, in source order."""
+    if isinstance(node, _Documented):
+        yield node, name
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _documented(child, f"{name}.{child.name}")
+        elif isinstance(child, ast.If | ast.Try | ast.With):
+            yield from _documented(child, name)

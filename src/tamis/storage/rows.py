@@ -1,0 +1,176 @@
+"""Who is who: row ids, copies, and the rows that cannot be used."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tamis.storage.corpus import Corpus, Shard
+from tamis.storage.errors import UserError
+from tamis.storage.files import digest_of
+from tamis.storage.grouping import first_with_pair
+from tamis.storage.hashing import hash_batch, hex_ids
+from tamis.storage.ingest import line_of
+from tamis.storage.kernels import Int64s, UInt64s, in_threads
+from tamis.storage.sidecar import read_sidecar, sidecar_once
+
+UInt32s = npt.NDArray[np.uint32]
+OnDuplicateId = Literal["error", "copy"]
+
+_IDENTITY_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Every row of the shards, in corpus order.
+
+    Attributes:
+        id_hi, id_lo: the row_id, as two uint64.
+        copy: number of the row among those that share its row_id, in order of content.
+        unusable: bool, a role column that must hold text is null there; quarantined.
+        start: int64, position of every shard's first row, and the number of rows last.
+    """
+
+    id_hi: UInt64s
+    id_lo: UInt64s
+    copy: UInt32s
+    unusable: npt.NDArray[np.bool_]
+    start: Int64s
+
+    def of(self, shard: Shard) -> slice:
+        """Positions of a shard's rows."""
+        return slice(int(self.start[shard.index]), int(self.start[shard.index + 1]))
+
+
+def identify(
+    corpus: Corpus,
+    folder: Path,
+    *,
+    identity: list[str],
+    explicit_id: bool,
+    required: list[str],
+    on_duplicate_id: OnDuplicateId = "error",
+    workers: int = 1,
+) -> Rows:
+    """Give every row its id and copy number.
+
+    Args:
+        folder: where the ``ids`` sidecars lie.
+        identity: columns that make the id.
+        explicit_id: whether the user named an id column: rows that share it must be equal.
+        required: columns that must not be null.
+
+    Raises:
+        UserError: if an id stands for rows with different content and that is not allowed.
+    """
+    step = digest_of(["ids", _IDENTITY_VERSION, sorted(identity), sorted(required)])
+    columns = list(dict.fromkeys([*identity, *required]))
+
+    def ids_of(shard: Shard) -> pa.Table:
+        path = folder / f"{shard.name}-{digest_of([step, shard.digest])[:16]}.parquet"
+        sidecar_once(path, shard, step, lambda: _hash_rows(shard, columns, identity, required))
+        return read_sidecar(path, shard, step)
+
+    tables = in_threads(ids_of, corpus.shards, workers)
+    start = np.cumsum([0, *(shard.rows for shard in corpus.shards)]).astype(np.int64)
+    id_hi, id_lo, unusable = (_joined(tables, name) for name in ("id_hi", "id_lo", "unusable"))
+    copy = _number_copies(corpus, id_hi, id_lo, start, explicit_id, on_duplicate_id)
+    return Rows(id_hi, id_lo, copy, unusable, start)
+
+
+def _joined(tables: list[pa.Table], name: str) -> npt.NDArray[Any]:
+    parts = [table[name].to_numpy() for table in tables]
+    kind = np.bool_ if name == "unusable" else np.uint64
+    return np.concatenate(parts) if parts else np.zeros(0, kind)
+
+
+def _hash_rows(
+    shard: Shard, columns: list[str], identity: list[str], required: list[str]
+) -> tuple[Int64s, pa.Table]:
+    high, low, null = [], [], []
+    for batch in shard.batches(columns):
+        hashes = hash_batch(batch.select(identity))
+        high.append(hashes.high)
+        low.append(hashes.low)
+        missing = np.zeros(batch.num_rows, np.bool_)
+        for name in required:
+            missing |= np.asarray(batch[name].is_null())
+        null.append(missing)
+    table = pa.table(
+        {
+            "id_hi": np.concatenate(high),
+            "id_lo": np.concatenate(low),
+            "unusable": pa.array(np.concatenate(null)),
+        }
+    )
+    return np.arange(shard.rows, dtype=np.int64), table
+
+
+def _number_copies(
+    corpus: Corpus,
+    id_hi: UInt64s,
+    id_lo: UInt64s,
+    start: Int64s,
+    explicit_id: bool,
+    on_duplicate_id: OnDuplicateId,
+) -> UInt32s:
+    copy = np.zeros(len(id_hi), np.uint32)
+    first = first_with_pair(id_hi, id_lo)
+    repeats = np.flatnonzero(first != np.arange(len(first)))
+    if len(repeats) == 0:
+        return copy
+    sharing = np.unique(np.r_[repeats, first[repeats]])
+    group = first[sharing]
+    content_hi, content_lo = np.zeros(len(sharing), np.uint64), np.zeros(len(sharing), np.uint64)
+    if explicit_id:
+        content_hi, content_lo = _content(corpus, sharing, start)
+    # Rows equal in content are interchangeable, so the order among them may be that of position.
+    order = np.lexsort((content_lo, content_hi, group))
+    ordered = group[order]
+    same = np.r_[False, ordered[1:] == ordered[:-1]]
+    if on_duplicate_id == "error" and explicit_id:
+        differs = (
+            same
+            & np.r_[
+                False,
+                (content_hi[order][1:] != content_hi[order][:-1])
+                | (content_lo[order][1:] != content_lo[order][:-1]),
+            ]
+        )
+        if differs.any():
+            at = int(np.flatnonzero(differs)[0])
+            places = [_place(corpus, int(sharing[order[i]]), start) for i in (at - 1, at)]
+            here = int(sharing[order[at]])
+            raise UserError(
+                f"row_id {hex_ids(id_hi[here : here + 1], id_lo[here : here + 1])[0]} stands for "
+                f"different rows: {places[0]} and {places[1]}",
+                mend="make the id column unique, or set `on_duplicate_id: copy`",
+            )
+    begins = np.flatnonzero(~same)
+    within = np.arange(len(order)) - np.repeat(begins, np.diff(np.r_[begins, len(order)]))
+    copy[sharing[order]] = within.astype(np.uint32)
+    return copy
+
+
+def _content(corpus: Corpus, positions: Int64s, start: Int64s) -> tuple[UInt64s, UInt64s]:
+    """Hash of all columns of some rows."""
+    high, low = [], []
+    for shard in corpus.shards:
+        begin = int(start[shard.index])
+        wanted = positions[(positions >= begin) & (positions < start[shard.index + 1])]
+        for batch in shard.batches(corpus.schema.names) if len(wanted) else ():
+            inside = wanted[(wanted >= begin) & (wanted < begin + batch.num_rows)]
+            hashes = hash_batch(batch.take(pa.array(inside - begin)))
+            high.append(hashes.high)
+            low.append(hashes.low)
+            begin += batch.num_rows
+    return np.concatenate(high), np.concatenate(low)
+
+
+def _place(corpus: Corpus, position: int, start: Int64s) -> str:
+    shard = corpus.shards[int(np.searchsorted(start, position, side="right")) - 1]
+    line = line_of(shard, position - int(start[shard.index]))
+    return f"{shard.source} row {line}"
