@@ -153,7 +153,7 @@ def score(
             home,
             f"SELECT count({quoted}), min({quoted}), quantile_cont({quoted}, [.05, .5, .95]), "
             f"max({quoted}) FROM scores WHERE NOT isnan({quoted}::DOUBLE)",
-        ).fetchall()[0]
+        )[1][0]
         low, middle, high = values[2] or (None, None, None)
         figures.append([column, values[0], values[1], low, middle, high, values[3]])
     if as_json:
@@ -240,7 +240,7 @@ def why(
 
 @app.command()
 def sql(
-    select: Annotated[str, typer.Argument(help="One SELECT over the views.")],
+    statement: Annotated[str, typer.Argument(metavar="QUERY", help="One SELECT over the views.")],
     workspace: Looked = Path(),
     as_json: AsJson = False,
     limit: Annotated[int, typer.Option(help="Rows to print.")] = 50,
@@ -248,9 +248,7 @@ def sql(
     """Query what a run left: views rows, scores, decisions, why, runs."""
     from tamis.storage.catalog import query
 
-    relation = query(_workspace(workspace), select)
-    names = relation.columns
-    rows = relation.fetchmany(limit + 1)
+    names, rows = query(_workspace(workspace), statement, limit + 1)
     if as_json:
         print(
             json.dumps(

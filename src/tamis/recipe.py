@@ -168,20 +168,20 @@ def load_recipe(path: str | Path) -> Recipe:
     return check_recipe(value, str(path))
 
 
-def check_recipe(value: Any, where: str = "recipe") -> Recipe:
+def check_recipe(value: Any, source: str = "recipe") -> Recipe:
     """Check a recipe given as plain data.
 
     Raises:
         UserError: naming the key at fault, expected against found.
     """
     if not isinstance(value, dict):
-        raise UserError("a recipe is a mapping with `corpus`, `stages` and `output`", where=where)
+        raise UserError("a recipe is a mapping with `corpus`, `stages` and `output`", where=source)
     try:
         return Recipe.model_validate(value)
     except ValidationError as error:
         raise UserError(
             "; ".join(dict.fromkeys(_explain(problem) for problem in error.errors())),
-            where=where,
+            where=source,
             mend="`tamis recipe schema` prints every key",
         ) from error
 

@@ -131,7 +131,7 @@ def _who_gives(name: str) -> str:
 
 def score_names(cls: type[RowScorer]) -> list[str]:
     """Scores that a row scorer gives with its default parameters."""
-    return list(cls.model_validate({}).fields().names)
+    return list(cls().fields().names)
 
 
 def missing_scorers(recipe: Recipe) -> list[str]:

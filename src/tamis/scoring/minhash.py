@@ -1,7 +1,7 @@
 """MinHash signatures that datasketch 2.0 reads as its own."""
 
 import unicodedata
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from tamis.scoring.shingles import (
     scratch,
 )
 from tamis.scoring.words import UnicodeForm, Unit, is_ascii
-from tamis.storage.kernels import KERNEL, fmix32, string_buffers
+from tamis.storage.kernels import KERNEL, Int64s, UInt64s, fmix32, string_buffers
 
 UInt32s = npt.NDArray[np.uint32]
 
@@ -35,8 +35,6 @@ def affine_permutations(num_perm: int, seed: int) -> tuple[UInt32s, UInt32s]:
 def minhash_rows(  # type: ignore[no-untyped-def]
     data,
     offsets,
-    first,
-    last,
     ngram,
     characters,
     tables,
@@ -47,7 +45,7 @@ def minhash_rows(  # type: ignore[no-untyped-def]
     counts,
     lengths,
 ):
-    """Signature, multiset hash, shingle count and characters of rows ``first`` to ``last``.
+    """Signature, multiset hash, shingle count and characters of every row.
 
     The permutations are datasketch 2.0's ``affine32``: the shingle's high 32 bits h, mixed once
     by MurmurHash3's finaliser, then ``a * h + b`` modulo 2**32, ``a`` odd.
@@ -55,7 +53,7 @@ def minhash_rows(  # type: ignore[no-untyped-def]
     work = scratch(ngram)
     shingles, short = work[1], work[2]
     permutations = multiplier.shape[0]
-    for row in range(first, last):
+    for row in range(signature.shape[0]):
         minima = signature[row]
         minima[:] = uint32(0xFFFFFFFF)
         position, end = offsets[row], offsets[row + 1]
@@ -127,6 +125,46 @@ def _lower(short, count, multiplier, increment, minima, permutations):  # type: 
         i += 1
 
 
+class Signatures(NamedTuple):
+    """Signatures of a run of rows, as the arrays that deduplication works on.
+
+    ``matrix`` is ``(rows, num_perm)`` uint32, ``multiset`` uint64 (sum of the shingle hashes
+    modulo 2**64), ``shingles`` int64 (count with repeats), ``characters`` int64 (code points).
+    """
+
+    matrix: UInt32s
+    multiset: UInt64s
+    shingles: Int64s
+    characters: Int64s
+
+    @classmethod
+    def room_for(cls, rows: int, num_perm: int) -> "Signatures":
+        """Arrays of the right size, not yet filled."""
+        counts = np.empty(rows, np.int64), np.empty(rows, np.int64)
+        return cls(np.empty((rows, num_perm), np.uint32), np.empty(rows, np.uint64), *counts)
+
+    def fill(self, at: slice, text: pa.Array, signal: "MinHashSignature") -> None:
+        """Compute the rows of a text array into places `at`; threads may share the arrays."""
+        shingling = signal.shingling
+        minhash_rows(
+            *string_buffers(text),
+            shingling.ngram,
+            shingling.unit == "character",
+            shingling.tables,
+            *affine_permutations(signal.num_perm, signal.seed),
+            *(array[at] for array in self),
+        )
+
+    def put(self, at: slice, columns: pa.Table) -> None:
+        """Copy stored signatures (the fields of `MinHashSignature`) into places `at`."""
+        done = at.start
+        for chunk in columns["signature"].chunks:
+            self.matrix[done : done + len(chunk)] = signature_matrix(chunk)
+            done += len(chunk)
+        for array, name in zip(self[1:], ("multiset", "shingles", "characters"), strict=True):
+            array[at] = columns[name].to_numpy()
+
+
 class MinHashSignature(Signal):
     """MinHash signature of a text's shingles, with the counts that deduplication needs.
 
@@ -172,33 +210,13 @@ class MinHashSignature(Signal):
         )
 
     def compute(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        text = batch["text"]
-        data, offsets = string_buffers(text)
-        rows = len(text)
-        shingling = self.shingling
-        signature = np.empty((rows, self.num_perm), np.uint32)
-        multiset = np.empty(rows, np.uint64)
-        counts, lengths = np.empty(rows, np.int64), np.empty(rows, np.int64)
-        minhash_rows(
-            data,
-            offsets,
-            0,
-            rows,
-            shingling.ngram,
-            shingling.unit == "character",
-            shingling.tables,
-            *affine_permutations(self.num_perm, self.seed),
-            signature,
-            multiset,
-            counts,
-            lengths,
-        )
+        found = Signatures.room_for(batch.num_rows, self.num_perm)
+        found.fill(slice(0, batch.num_rows), batch["text"], self)
         packed = pa.Array.from_buffers(
-            pa.binary(4 * self.num_perm), rows, [None, pa.py_buffer(signature)]
+            pa.binary(4 * self.num_perm), batch.num_rows, [None, pa.py_buffer(found.matrix)]
         )
-        return pa.record_batch(
-            [packed, pa.array(multiset), pa.array(counts), pa.array(lengths)], schema=self.fields()
-        )
+        columns = [packed, *map(pa.array, (found.multiset, found.shingles, found.characters))]
+        return pa.record_batch(columns, schema=self.fields())
 
 
 def signature_matrix(signatures: pa.Array) -> UInt32s:

@@ -13,11 +13,11 @@ from tamis.storage.errors import UserError
 
 
 class Operator(BaseModel):
-    """Base of every operator. Subclasses set ``operator: Literal["its_name"]``."""
+    """Base of every operator; one that can be used sets ``operator: Literal["its_name"]``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    operator: str
+    operator: str = ""
     name: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
@@ -41,7 +41,7 @@ class Operator(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         field = cls.model_fields.get("operator")
-        if field is not None and isinstance(field.default, str):
+        if field is not None and field.default:
             REGISTRY[field.default] = cls
 
     def key_parts(self) -> dict[str, Any]:

@@ -48,20 +48,41 @@ class Shingling(NamedTuple):
 
 
 class ShingleSets(NamedTuple):
-    """Distinct shingles of some rows: row ``i`` owns ``hashes[start[i]:start[i] + size[i]]``."""
+    """Distinct shingles of some rows: row ``i`` owns ``hashes[start[i]:start[i] + size[i]]``.
+
+    There is room up to ``start[i + 1]``, for as many shingles as the row has with repeats.
+    """
 
     hashes: UInt64s
     start: Int64s
     size: Int64s
 
-    @staticmethod
-    def concatenate(parts: "list[ShingleSets]") -> "ShingleSets":
-        """One numbering over the rows of several parts, in order."""
-        shift = np.cumsum([0, *(len(part.hashes) for part in parts)])
-        return ShingleSets(
-            np.concatenate([part.hashes for part in parts]),
-            np.concatenate([part.start + by for part, by in zip(parts, shift[:-1], strict=True)]),
-            np.concatenate([part.size for part in parts]),
+    @classmethod
+    def room_for(cls, counts: Int64s) -> "ShingleSets":
+        """Room for the sets of rows that have so many shingles, repeats included."""
+        start = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=start[1:])
+        return cls(np.empty(int(start[-1]), np.uint64), start, np.zeros(len(counts), np.int64))
+
+    def fill(self, at: slice, text: pa.Array, rows: Int64s, shingling: "Shingling") -> None:
+        """Put the sets of some rows of a text array into places `at`; threads may share a buffer.
+
+        Args:
+            at: as many consecutive places as `rows`.
+            text: string or large_string array.
+            rows: positions in `text`.
+        """
+        data, offsets = string_buffers(text)
+        _fill_sets(
+            data,
+            offsets,
+            rows,
+            shingling.ngram,
+            shingling.unit == "character",
+            shingling.tables,
+            self.start[at.start : at.stop + 1],
+            self.hashes,
+            self.size[at],
         )
 
 
@@ -206,31 +227,3 @@ def _fill_sets(  # type: ignore[no-untyped-def]
             if position >= end:
                 break
         size[i] = distinct - start[i]
-
-
-def shingle_sets(text: pa.Array, rows: Int64s, counts: Int64s, shingling: Shingling) -> ShingleSets:
-    """Distinct shingles of some rows of a text array.
-
-    Args:
-        text: string or large_string array.
-        rows: positions in `text`.
-        counts: number of shingles of each of `rows` with repeats, as the signature pass counted.
-        shingling: window, unit and normalisation.
-    """
-    data, offsets = string_buffers(text)
-    start = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(counts, out=start[1:])
-    hashes = np.empty(int(start[-1]), np.uint64)
-    size = np.zeros(len(rows), np.int64)
-    _fill_sets(
-        data,
-        offsets,
-        rows,
-        shingling.ngram,
-        shingling.unit == "character",
-        shingling.tables,
-        start,
-        hashes,
-        size,
-    )
-    return ShingleSets(hashes, start[:-1], size)

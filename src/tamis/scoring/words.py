@@ -224,7 +224,7 @@ def _close_word(state, words, count):  # type: ignore[no-untyped-def]
 def _unicode_tokens(  # type: ignore[no-untyped-def]
     data, start, stop, end, characters, tables, state, words, count
 ):
-    """Append the tokens of code points that begin in ``data[start:stop]``; returns (count, next)."""
+    """Append the tokens of code points that begin in ``data[start:stop]``; gives (count, next)."""
     classes, combining, fold_start, fold_length, folded = tables
     i = int64(start)
     while i < stop:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit, uint64
 
-from tamis.scoring.minhash import UInt32s
+from tamis.scoring.minhash import Signatures
 from tamis.scoring.shingles import ShingleSets
 from tamis.selectors.banding import Banding, bucket_lists, shared_buckets
 from tamis.selectors.jaccard import Float64s, exact_jaccard
@@ -73,22 +74,22 @@ def _signature_hashes(signatures, first, last, result):  # type: ignore[no-untyp
         result[d] = h
 
 
-def _collapse(
-    signatures: UInt32s, multiset: UInt64s, counts: Int64s, ranking: Ranking, workers: int
-) -> tuple[Int64s, Int64s, Int64s]:
+def _collapse(found: Signatures, ranking: Ranking, workers: int) -> tuple[Int64s, Int64s, Int64s]:
     """Rows with equal shingle multisets: (those left, those collapsed, what stands for them).
 
     Equality is of 128 bits over signature and multiset, together with the number of shingles.
     """
-    rows = len(signatures)
+    rows = len(found.matrix)
     high = np.empty(rows, np.uint64)
     edges = np.linspace(0, rows, workers * 4 + 1).astype(np.int64)
     in_threads(
-        lambda cut: _signature_hashes(signatures, cut[0], cut[1], high),
-        list(zip(edges[:-1], edges[1:], strict=True)),
+        lambda cut: _signature_hashes(found.matrix, cut[0], cut[1], high),
+        list(pairwise(edges)),
         workers,
     )
-    first = first_with_pair(high, multiset + counts.astype(np.uint64)).astype(np.int64)
+    first = first_with_pair(high, found.multiset + found.shingles.astype(np.uint64)).astype(
+        np.int64
+    )
     everyone = np.arange(rows, dtype=np.int64)
     repeats = np.flatnonzero(first != everyone)
     if len(repeats) == 0:
@@ -131,9 +132,7 @@ def _verifier(
 
 
 def find_duplicates(
-    signatures: UInt32s,
-    multiset: UInt64s,
-    counts: Int64s,
+    found: Signatures,
     ranking: Ranking,
     sets_of: SetSource,
     *,
@@ -146,17 +145,15 @@ def find_duplicates(
     """Find near-duplicates and who survives.
 
     Args:
-        signatures: ``(n, num_perm)`` uint32 MinHash values.
-        multiset: uint64, sum of each row's shingle hashes.
-        counts: int64, shingles of each row with repeats.
+        found: signatures of the n rows.
         ranking: which of two duplicates stays.
         sets_of: shingle sets of given rows, for exact similarities.
         threshold: exact Jaccard similarity from which two rows are duplicates.
         edge_floor: smallest similarity of a pair that is reported as an edge.
     """
-    rows = len(signatures)
-    left, collapsed, stand_in = _collapse(signatures, multiset, counts, ranking, workers)
-    shared = shared_buckets(signatures, left, banding, workers)
+    rows = len(found.matrix)
+    left, collapsed, stand_in = _collapse(found, ranking, workers)
+    shared = shared_buckets(found.matrix, left, banding, workers)
     candidate = np.zeros(len(left), np.bool_)
     for members, _ in shared:
         candidate[members] = True
@@ -164,10 +161,10 @@ def find_duplicates(
     place = np.full(rows, -1, np.int32)
     place[ranked] = np.arange(len(ranked), dtype=np.int32)
     buckets = bucket_lists(shared, place[left], len(ranked))
-    verify = _verifier(ranked, counts, sets_of, workers)
+    verify = _verifier(ranked, found.shingles, sets_of, workers)
     outcome = survivors(
         buckets,
-        sketch_of(signatures[ranked]),
+        sketch_of(found.matrix[ranked]),
         verify,
         banding=banding,
         threshold=threshold,

@@ -1,5 +1,7 @@
 """Exact Jaccard similarity of pairs of rows, from their shingle sets."""
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit, uint64
@@ -49,7 +51,7 @@ def exact_jaccard(sets: ShingleSets, left: Int64s, right: Int64s, workers: int =
         lambda cut: _jaccard(
             sets.hashes, sets.start, sets.size, left, right, cut[0], cut[1], result
         ),
-        list(zip(edges[:-1], edges[1:], strict=True)),
+        list(pairwise(edges)),
         workers,
     )
     return result

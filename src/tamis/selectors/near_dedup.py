@@ -1,14 +1,15 @@
 """Near-duplicate removal: MinHash candidates, exact Jaccard, greedy survivors."""
 
 import os
+from itertools import pairwise
 from typing import ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from tamis.scoring.minhash import MinHashSignature, signature_matrix
-from tamis.scoring.shingles import ShingleSets, shingle_sets
+from tamis.scoring.minhash import MinHashSignature, Signatures
+from tamis.scoring.shingles import ShingleSets
 from tamis.scoring.words import UnicodeForm, Unit
 from tamis.selectors.banding import Banding
 from tamis.selectors.duplicates import (
@@ -60,38 +61,35 @@ def near_duplicates(
         for chunk in chunks_of(text)
         for first, last in even_cuts(string_buffers(chunk)[1], workers * 8)
     ]
-    if not pieces:
-        pieces = [pa.array([], pa.large_string())]
-    done = in_threads(
-        lambda piece: signal.compute(pa.record_batch({"text": piece})), pieces, workers
+    start = np.cumsum([0, *map(len, pieces)])
+    rows = int(start[-1])
+    found = Signatures.room_for(rows, signal.num_perm)
+    places = [slice(int(a), int(b)) for a, b in pairwise(start)]
+    in_threads(
+        lambda job: found.fill(job[0], job[1], signal),
+        list(zip(places, pieces, strict=True)),
+        workers,
     )
-    signatures = np.concatenate([signature_matrix(b["signature"]) for b in done])
-    table = pa.Table.from_batches(done)
-    counts = table["shingles"].to_numpy()
-    lengths = table["characters"].to_numpy()
-    start = np.cumsum([0, *(len(piece) for piece in pieces)])
 
-    def sets_of(rows: Int64s) -> ShingleSets:
-        cuts = np.searchsorted(rows, start)
-        jobs = [
-            (piece, rows[a:b], int(first))
-            for piece, first, a, b in zip(pieces, start[:-1], cuts[:-1], cuts[1:], strict=True)
-            if b > a
-        ]
-        parts = in_threads(
-            lambda job: shingle_sets(job[0], job[1] - job[2], counts[job[1]], signal.shingling),
-            jobs,
+    def sets_of(wanted: Int64s) -> ShingleSets:
+        sets = ShingleSets.room_for(found.shingles[wanted])
+        cuts = np.searchsorted(wanted, start)
+        in_threads(
+            lambda i: sets.fill(
+                slice(cuts[i], cuts[i + 1]),
+                pieces[i],
+                wanted[cuts[i] : cuts[i + 1]] - start[i],
+                signal.shingling,
+            ),
+            np.flatnonzero(np.diff(cuts)).tolist(),
             workers,
         )
-        return ShingleSets.concatenate(parts)
+        return sets
 
-    rows = len(counts)
     position = np.arange(rows, dtype=np.uint64)
     return find_duplicates(
-        signatures,
-        table["multiset"].to_numpy(),
-        counts,
-        Ranking(lengths.astype(np.float64), position, position, np.zeros(rows, np.uint32)),
+        found,
+        Ranking(found.characters.astype(np.float64), position, position, np.zeros(rows, np.uint32)),
         sets_of,
         threshold=threshold,
         edge_floor=threshold - EDGE_MARGIN if edge_floor is None else edge_floor,
@@ -167,38 +165,25 @@ class NearDedup(RankedSelector):
 
     def select(self, table: Table) -> Drops:
         signal = self.signal
-        rows = len(table)
-        signatures = np.empty((rows, self.num_perm), np.uint32)
-        multiset = np.empty(rows, np.uint64)
-        counts, lengths = np.empty(rows, np.int64), np.empty(rows, np.float64)
+        found = Signatures.room_for(len(table), self.num_perm)
         done = 0
         for part in table.signal(signal):
-            here = slice(done, done + part.num_rows)
-            for chunk in part["signature"].chunks:
-                matrix = signature_matrix(chunk)
-                signatures[done : done + len(matrix)] = matrix
-                done += len(matrix)
-            multiset[here] = part["multiset"].to_numpy()
-            counts[here] = part["shingles"].to_numpy()
-            lengths[here] = part["characters"].to_numpy()
+            found.put(slice(done, done + part.num_rows), part)
+            done += part.num_rows
 
         def sets_of(wanted: Int64s) -> ShingleSets:
-            return ShingleSets.concatenate(
-                table.map_text(
-                    "text",
-                    wanted,
-                    lambda text, inside, here: shingle_sets(
-                        text, inside, counts[here], signal.shingling
-                    ),
-                )
+            sets = ShingleSets.room_for(found.shingles[wanted])
+            table.map_text(
+                "text",
+                wanted,
+                lambda text, rows, places: sets.fill(places, text, rows, signal.shingling),
             )
+            return sets
 
         floor = self.threshold - EDGE_MARGIN if self.edge_floor is None else self.edge_floor
-        found = find_duplicates(
-            signatures,
-            multiset,
-            counts,
-            self.ranking(table, lengths),
+        duplicates = find_duplicates(
+            found,
+            self.ranking(table, found.characters.astype(np.float64)),
             sets_of,
             threshold=self.threshold,
             edge_floor=floor,
@@ -206,14 +191,14 @@ class NearDedup(RankedSelector):
             workers=table.workers,
             progress=lambda decided, of: table.progress("duplicates decided", decided, of),
         )
-        lost = np.flatnonzero(~found.kept)
+        lost = np.flatnonzero(~duplicates.kept)
         return Drops.of(
             lost,
             "",
-            value=found.similarity[lost],
+            value=duplicates.similarity[lost],
             threshold=self.threshold,
-            partner=found.partner[lost],
-            similarity=found.similarity[lost],
-            report={**found.counts, "edges": len(found.edge_row), "edge_floor": floor},
-            edges=(found.edge_row, found.edge_other, found.edge_similarity),
+            partner=duplicates.partner[lost],
+            similarity=duplicates.similarity[lost],
+            report={**duplicates.counts, "edges": len(duplicates.edge_row), "edge_floor": floor},
+            edges=(duplicates.edge_row, duplicates.edge_other, duplicates.edge_similarity),
         )

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +13,6 @@ from tamis.scoring.operator import RowScorer
 from tamis.storage.corpus import Corpus
 from tamis.storage.kernels import Int64s, UInt64s, in_threads
 from tamis.storage.rows import Rows, UInt32s
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -134,35 +131,30 @@ class Table:
         ).tables(operator.fields().names)
 
     def map_text(
-        self, role: str, wanted: Int64s, function: Callable[[pa.Array, Int64s, Int64s], T]
-    ) -> list[T]:
-        """Apply a function to the text of some rows, batch by batch on all workers.
+        self, role: str, wanted: Int64s, function: Callable[[pa.Array, Int64s, slice], None]
+    ) -> None:
+        """Call a function with the text of some rows, batch by batch on all workers.
 
         Args:
             wanted: rows of this table, ascending.
-            function: gets a text array, positions in it, and the rows (of this table) they are.
-
-        Returns:
-            The results in order of the rows.
+            function: gets a text array, positions in it, and the places in `wanted` they are.
         """
         positions = self.positions[wanted]
         name = self.columns[role]
 
-        def work(index: int) -> list[T]:
+        def work(index: int) -> None:
             shard = self.corpus.shards[index]
             begin = int(self.rows.start[index])
-            results = []
             for batch in shard.batches([name]):
                 first, last = np.searchsorted(positions, [begin, begin + batch.num_rows])
                 if last > first:
                     inside = positions[first:last] - begin
-                    results.append(function(batch[name], inside, wanted[first:last]))
+                    function(batch[name], inside, slice(int(first), int(last)))
                 begin += batch.num_rows
-            return results
 
         cuts = np.searchsorted(positions, self.rows.start)
         touched = [i for i in range(len(self.corpus.shards)) if cuts[i + 1] > cuts[i]]
-        return [r for results in in_threads(work, touched, self.workers) for r in results]
+        in_threads(work, touched, self.workers)
 
 
 def as_floats(column: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -1,1 +1,1 @@
-"""Ground floor: corpus in, sidecars, ledger, catalog, dataset out. Knows files, no model, no rule."""
+"""Ground floor: corpus in, sidecars, ledger, catalog, dataset out; no model, no rule."""

@@ -159,22 +159,25 @@ def open_catalog(workspace: Path) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def query(workspace: Path, sql: str) -> duckdb.DuckDBPyRelation:
-    """Run one reading query over the views.
+def query(
+    workspace: Path, sql: str, limit: int | None = None
+) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Column names and rows (at most `limit`) of one reading query over the views.
 
     Raises:
         UserError: for anything but a single query, and for what DuckDB finds wrong in it.
     """
-    connection = open_catalog(workspace)
-    try:
-        parsed = connection.extract_statements(sql)
-        kinds = [statement.type for statement in parsed]
-        allowed = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
-        if len(kinds) != 1 or kinds[0] not in allowed:
-            raise UserError("give one SELECT", where="sql", mend="the catalog is read-only")
-        return connection.sql(sql)
-    except duckdb.Error as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(
-            first, where="sql", mend="views: rows, scores, decisions, why, runs"
-        ) from error
+    with open_catalog(workspace) as connection:
+        try:
+            kinds = [statement.type for statement in connection.extract_statements(sql)]
+            allowed = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+            if len(kinds) != 1 or kinds[0] not in allowed:
+                raise UserError("give one SELECT", where="sql", mend="the catalog is read-only")
+            answer = connection.execute(sql)
+            names = [column[0] for column in answer.description or ()]
+            return names, answer.fetchall() if limit is None else answer.fetchmany(limit)
+        except duckdb.Error as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(
+                first, where="sql", mend="views: rows, scores, decisions, why, runs"
+            ) from error

@@ -4,9 +4,9 @@ Parquet is read in place. Every other format is a `StreamReader` (see `streams`)
 written once into Parquet shards in the workspace, so that everything above sees Parquet only.
 """
 
-import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from glob import iglob
 from pathlib import Path
 
 import pyarrow as pa
@@ -141,11 +141,16 @@ def find_files(path: str) -> list[Path]:
     if place.is_dir():
         found = [p for p in sorted(place.rglob("*")) if p.is_file() and not _hidden(p, place)]
     else:
-        found = sorted(p for p in map(Path, glob.glob(str(place), recursive=True)) if p.is_file())
+        found = sorted(p for p in _glob(str(place)) if p.is_file())
     if not found:
         what = "the folder is empty" if place.is_dir() else "no such file, folder or glob"
         raise UserError(what, where=path, mend="check the path of the corpus")
     return found
+
+
+def _glob(pattern: str) -> Iterator[Path]:
+    # Path.glob takes relative patterns only.
+    return map(Path, iglob(pattern, recursive=True))  # noqa: PTH207
 
 
 def _hidden(path: Path, under: Path) -> bool:
