@@ -25,7 +25,6 @@ from tamis.scoring import compression, minhash, text_stats  # noqa: F401
 from tamis.scoring.operator import REGISTRY, Operator, RowScorer
 from tamis.selectors import budgets, exact_dedup, near_dedup, where  # noqa: F401
 from tamis.selectors.selector import Selector
-from tamis.storage.corpus import SHARD_BYTES
 from tamis.storage.errors import UserError
 from tamis.storage.rows import OnDuplicateId
 
@@ -79,8 +78,10 @@ class CorpusPart(_Part):
     on_duplicate_id: OnDuplicateId = Field(
         default="error", description="what to do with different rows that share an id"
     )
-    shard_bytes: Size = Field(
-        default=SHARD_BYTES, gt=0, description="uncompressed bytes a shard aims at"
+    shard_bytes: Size | None = Field(
+        default=None,
+        gt=0,
+        description="uncompressed bytes a shard aims at; a sixteenth of its file, 32 to 512 MB",
     )
 
     @model_validator(mode="after")

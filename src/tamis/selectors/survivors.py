@@ -31,6 +31,10 @@ REACH = 16
 #: An oversized bucket is split once a round decides less than this share of the undecided rows.
 MIN_PROGRESS = 0.05
 
+#: Pairs a row asks for in the first round; each further round asks for as many times more, up to
+#: the maximum. Rounds cost a reading of the texts, comparisons little.
+FIRST_QUOTA, MAX_QUOTA = 4, 64
+
 Verify = Callable[[Int64s, Int64s], Float64s]
 
 
@@ -230,7 +234,7 @@ def survivors(
     cursor = _cursors(buckets)
     row_start = np.searchsorted(buckets.entry_row, np.arange(rows + 1)).astype(np.int64)
     rounds = splits = done = 0
-    quota = 1
+    quota = FIRST_QUOTA
     while done < rows:
         rounds += 1
         wanted, decided, held_up = _round(
@@ -270,7 +274,7 @@ def survivors(
             buckets, splits = _split(buckets, state, sketch, banding)
             cursor = _cursors(buckets)
             row_start = np.searchsorted(buckets.entry_row, np.arange(rows + 1)).astype(np.int64)
-        quota = min(2 * quota, 64)
+        quota = min(FIRST_QUOTA * quota, MAX_QUOTA)
     edge = known_value >= edge_floor
     edges = (known_row[edge], known_other[edge], known_value[edge])
     return Survival(state == KEPT, partner, similarity, edges, len(known_value), rounds, splits)

@@ -16,8 +16,11 @@ from tamis.storage.errors import RunError, UserError
 from tamis.storage.files import digest_file, digest_of
 from tamis.storage.kernels import in_threads
 
-#: Uncompressed bytes that a shard aims at: whole row groups are joined up to it.
-SHARD_BYTES = 128 << 20
+#: A file is cut into about so many shards, of bounded uncompressed size: enough to keep the
+#: cores busy to the end, few enough files. It depends on the file alone, so that new files leave
+#: the shards of old ones as they are.
+SHARDS_PER_FILE = 16
+MIN_SHARD_BYTES, MAX_SHARD_BYTES = 32 << 20, 512 << 20
 #: Bytes of columns read at a time.
 BATCH_BYTES = 32 << 20
 #: Column of an ingested shard that holds the line a row came from; never shown or written out.
@@ -90,6 +93,19 @@ class Shard:
                 where=str(self.path),
                 mend="restore the file and run the same command again: finished steps are kept",
             ) from error
+
+    def may_be_null(self, column: str) -> bool:
+        """Whether a flat column may hold nulls, as far as the file's footer tells."""
+        footer = pq.read_metadata(self.path)
+        for g in self.groups:
+            group = footer.row_group(g)
+            for c in range(group.num_columns):
+                found = group.column(c)
+                if found.path_in_schema == column:
+                    known = found.is_stats_set and found.statistics.has_null_count
+                    if not known or found.statistics.null_count:
+                        return True
+        return False
 
     def table(self, columns: Sequence[str]) -> pa.Table:
         """The whole shard's columns."""
@@ -175,7 +191,7 @@ def open_parquet(path: Path) -> pq.FileMetaData:
 
 
 def parquet_corpus(
-    paths: Sequence[Path], shard_bytes: int = SHARD_BYTES, workers: int = 1
+    paths: Sequence[Path], shard_bytes: int | None = None, workers: int = 1
 ) -> Corpus:
     """A corpus of Parquet files read in place.
 
@@ -201,10 +217,13 @@ def shards_of(
     digest: str,
     source: str,
     index: int,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int | None = None,
 ) -> list[Shard]:
     """Cut a Parquet file into runs of row groups of about `shard_bytes`."""
     sizes = [footer.row_group(g) for g in range(footer.num_row_groups)]
+    if shard_bytes is None:
+        total = sum(group.total_byte_size for group in sizes)
+        shard_bytes = min(max(total // SHARDS_PER_FILE, MIN_SHARD_BYTES), MAX_SHARD_BYTES)
     shards: list[Shard] = []
     first = first_row = 0
     while first < len(sizes):

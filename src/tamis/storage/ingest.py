@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 from tamis.storage.blocks import Reader
 from tamis.storage.corpus import (
     LINE_COLUMN,
-    SHARD_BYTES,
     Corpus,
     Input,
     Shard,
@@ -79,7 +78,7 @@ def open_corpus(
     workspace: Path,
     *,
     format: str | None = None,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int | None = None,
     workers: int = 1,
 ) -> Corpus:
     """Find a corpus, check its schema, and bring it into Parquet where it is not.
@@ -99,7 +98,12 @@ def open_corpus(
 
 
 def _ingest(
-    reader: Reader, kind: str, path: str, folder: Path, shard_bytes: int, workers: int
+    reader: Reader,
+    kind: str,
+    path: str,
+    folder: Path,
+    shard_bytes: int | None,
+    workers: int,
 ) -> Corpus:
     files = reader.files(path)
     digests = in_threads(reader.digest, files, workers)

@@ -67,11 +67,10 @@ def identify(
         UserError: if an id stands for rows with different content and that is not allowed.
     """
     step = digest_of(["ids", _IDENTITY_VERSION, sorted(identity), sorted(required)])
-    columns = list(dict.fromkeys([*identity, *required]))
 
     def ids_of(shard: Shard) -> pa.Table:
         path = folder / f"{shard.name}-{digest_of([step, shard.digest])[:16]}.parquet"
-        sidecar_once(path, shard, step, lambda: _hash_rows(shard, columns, identity, required))
+        sidecar_once(path, shard, step, lambda: _hash_rows(shard, identity, required))
         return read_sidecar(path, shard, step)
 
     tables = in_threads(ids_of, corpus.shards, workers)
@@ -87,11 +86,10 @@ def _joined(tables: list[pa.Table], name: str) -> npt.NDArray[Any]:
     return np.concatenate(parts) if parts else np.zeros(0, kind)
 
 
-def _hash_rows(
-    shard: Shard, columns: list[str], identity: list[str], required: list[str]
-) -> tuple[Int64s, pa.Table]:
+def _hash_rows(shard: Shard, identity: list[str], required: list[str]) -> tuple[Int64s, pa.Table]:
     high, low, null = [], [], []
-    for batch in shard.batches(columns):
+    required = [name for name in required if shard.may_be_null(name)]
+    for batch in shard.batches(list(dict.fromkeys([*identity, *required]))):
         hashes = hash_batch(batch.select(identity))
         high.append(hashes.high)
         low.append(hashes.low)
