@@ -14,15 +14,33 @@ from tamis.storage.kernels import KERNEL, Int64s, UInt64s, even_cuts, fmix64, in
 BANDS_AT_ONCE = 5
 
 
+#: A pair that is just a duplicate may fail to meet with at most this probability.
+MAX_MISS = 1e-3
+
+
 class Banding(NamedTuple):
     """`bands` of `rows` signature values each; two rows meet where a whole band is equal.
 
-    The default 25 x 5 is much finer than a threshold of .8: it misses a pair of Jaccard J with
-    probability (1 - J**5)**25, which is 5e-5 at .8 and .01 at .7.
+    A pair of Jaccard similarity J fails to meet with probability (1 - J**rows)**bands.
     """
 
-    bands: int = 25
-    rows: int = 5
+    bands: int
+    rows: int
+
+    @classmethod
+    def finer_than(cls, threshold: float, num_perm: int) -> "Banding":
+        """The longest bands that miss a pair at the threshold with probability `MAX_MISS` at most.
+
+        Example:
+            >>> Banding.finer_than(0.8, 128)
+            Banding(bands=25, rows=5)
+        """
+        similarity = min(threshold, 0.95)  # above, bands so long would leave no edges
+        for rows in range(num_perm, 1, -1):
+            bands = num_perm // rows
+            if (1 - similarity**rows) ** bands <= MAX_MISS:
+                return cls(bands, rows)
+        return cls(num_perm, 1)
 
 
 class Buckets(NamedTuple):

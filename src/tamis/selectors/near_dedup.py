@@ -93,7 +93,7 @@ def near_duplicates(
         sets_of,
         threshold=threshold,
         edge_floor=threshold - EDGE_MARGIN if edge_floor is None else edge_floor,
-        banding=Banding(),
+        banding=Banding.finer_than(threshold, signal.num_perm),
         workers=workers,
     )
 
@@ -122,8 +122,12 @@ class NearDedup(RankedSelector):
         default=None, ge=0, le=1, description="pairs are stored down to it; threshold - 0.1"
     )
     num_perm: int = Field(default=128, ge=16, le=256, description="permutations of a signature")
-    bands: int = Field(default=25, ge=1, description="bands; much finer than the threshold")
-    band_rows: int = Field(default=5, ge=1, description="signature values a band")
+    bands: int | None = Field(
+        default=None, ge=1, description="bands of a signature; from the threshold, 25 at .8"
+    )
+    band_rows: int | None = Field(
+        default=None, ge=1, description="signature values a band; from the threshold, 5 at .8"
+    )
     seed: int = Field(default=1, ge=0, lt=2**32, description="seed of the permutations")
 
     version: ClassVar[int] = 1
@@ -135,14 +139,22 @@ class NearDedup(RankedSelector):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.bands * self.band_rows > self.num_perm:
+        if (self.bands is None) != (self.band_rows is None):
+            raise ValueError("give both bands and band_rows, or neither")
+        needed = self.banding.bands * self.banding.rows
+        if needed > self.num_perm:
             raise ValueError(
-                f"bands x band_rows = {self.bands * self.band_rows} is more than the "
-                f"{self.num_perm} permutations"
+                f"bands x band_rows = {needed} is more than the {self.num_perm} permutations"
             )
         if self.edge_floor is not None and self.edge_floor > self.threshold:
             raise ValueError("edge_floor lies above the threshold")
         return self
+
+    @property
+    def banding(self) -> Banding:
+        if self.bands is None or self.band_rows is None:
+            return Banding.finer_than(self.threshold, self.num_perm)
+        return Banding(self.bands, self.band_rows)
 
     @property
     def signal(self) -> MinHashSignature:
@@ -159,7 +171,7 @@ class NearDedup(RankedSelector):
 
         Buckets are bounded by rows that all have a partner in every band.
         """
-        a_row = 4 * self.num_perm + self.num_perm + 16 * self.bands + 150
+        a_row = 4 * self.num_perm + self.num_perm + 16 * self.banding.bands + 150
         sets = min(8 * SHINGLES_AT_ONCE, 2 * text_bytes)
         return rows * a_row + sets
 
@@ -187,7 +199,7 @@ class NearDedup(RankedSelector):
             sets_of,
             threshold=self.threshold,
             edge_floor=floor,
-            banding=Banding(self.bands, self.band_rows),
+            banding=self.banding,
             workers=table.workers,
             progress=lambda decided, of: table.progress("duplicates decided", decided, of),
         )
@@ -199,6 +211,11 @@ class NearDedup(RankedSelector):
             threshold=self.threshold,
             partner=duplicates.partner[lost],
             similarity=duplicates.similarity[lost],
-            report={**duplicates.counts, "edges": len(duplicates.edge_row), "edge_floor": floor},
+            report={
+                "banding": list(self.banding),
+                **duplicates.counts,
+                "edges": len(duplicates.edge_row),
+                "edge_floor": floor,
+            },
             edges=(duplicates.edge_row, duplicates.edge_other, duplicates.edge_similarity),
         )

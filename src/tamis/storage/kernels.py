@@ -45,12 +45,12 @@ def fmix64(h):  # type: ignore[no-untyped-def]
 @njit(**INLINE)
 def fmix32(h):  # type: ignore[no-untyped-def]
     """MurmurHash3's 32-bit finaliser; datasketch 2.0 applies it before its affine permutations."""
-    h ^= h >> uint32(16)
-    h *= uint32(0x85EBCA6B)
-    h ^= h >> uint32(13)
-    h *= uint32(0xC2B2AE35)
-    h ^= h >> uint32(16)
-    return h
+    # numba widens products of 32-bit integers to 64 bits: each must be cut back.
+    h = uint32(h ^ (h >> uint32(16)))
+    h = uint32(h * uint32(0x85EBCA6B))
+    h = uint32(h ^ (h >> uint32(13)))
+    h = uint32(h * uint32(0xC2B2AE35))
+    return uint32(h ^ (h >> uint32(16)))
 
 
 def string_buffers(array: pa.Array) -> tuple[Bytes, Int64s]:
