@@ -140,12 +140,14 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score every row; the data is not touched."""
+    from tamis.recipe import row_scorer
+
+    scores = row_scorer(name)().fields().names
     home = workspace or Path(corpus.rstrip("/").split("*")[0].rstrip("/:") + ".tamis")
     recipe = _recipe(corpus, format, {"text": text, "id": row_id}, [{"operator": name}], None, home)
     result = _execute(_with_limits(recipe, memory, workers), as_json)
     from tamis.storage.catalog import query
 
-    scores = recipe.stages[0].fields().names
     figures = []
     for column in scores:
         quoted = f'"{column}"'
@@ -419,7 +421,7 @@ def _workspace(path: Path) -> Path:
     """The workspace itself, or the one beside a dataset's folder."""
     from tamis.storage.catalog import CATALOG
 
-    beside = path.with_name(path.resolve().name + ".tamis")
+    beside = Path(f"{path.resolve()}.tamis")
     return beside if not (path / CATALOG).exists() and (beside / CATALOG).exists() else path
 
 

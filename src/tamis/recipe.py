@@ -22,7 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 # Importing an operator registers it; a new one is added here.
 from tamis.scoring import compression, minhash, text_stats  # noqa: F401
-from tamis.scoring.operator import REGISTRY, Operator, RowScorer
+from tamis.scoring.operator import REGISTRY, Operator, RowScorer, operator_class
 from tamis.selectors import budgets, exact_dedup, near_dedup, where  # noqa: F401
 from tamis.selectors.selector import Selector
 from tamis.storage.errors import UserError
@@ -220,6 +220,21 @@ class _UniqueKeys(yaml.SafeLoader):
                     None, None, f"key {key!r} is given twice", node.start_mark
                 )
         return dict(super().construct_mapping(node, deep))
+
+
+def row_scorer(name: str) -> type[RowScorer]:
+    """The row scorer registered under a name.
+
+    Raises:
+        UserError: if there is none, or the operator is of another kind.
+    """
+    cls = operator_class(name)
+    if not issubclass(cls, RowScorer):
+        raise UserError(
+            f"{name} is a {cls.kind}: it needs a corpus and gives no score",
+            mend="use it as a stage of a recipe",
+        )
+    return cls
 
 
 def operators() -> dict[str, type[Operator]]:

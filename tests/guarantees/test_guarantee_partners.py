@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def test_why_follows_the_chain_of_partners(
             assert entry["action"] == decisions[at]["action"]
             assert entry["reason"] == decisions[at]["reason"]
             assert entry["similarity"] == decisions[at]["similarity"]
-        for entry, following in zip(told, told[1:], strict=False):
+        for entry, following in pairwise(told):
             assert entry["partner_text"] == following["text"]
         ends.add(told[-1]["reason"])
     assert ends <= {None, "top"}

@@ -30,7 +30,7 @@ from tamis.scoring.operator import RowScorer
 from tamis.selectors.selector import Selector
 from tamis.storage.catalog import WORKSPACE_MANIFEST, write_catalog
 from tamis.storage.corpus import Corpus
-from tamis.storage.dataset import DatasetWriter, card, check_output, file_entries
+from tamis.storage.dataset import DatasetWriter, OutputFile, card, check_output, file_entries
 from tamis.storage.errors import UserError
 from tamis.storage.files import digest_of, locked, write_json
 from tamis.storage.ingest import open_corpus
@@ -193,32 +193,34 @@ def _run(
 
 def _publish(run: Run, output: Path | None, quarantined: int) -> dict[str, Any]:
     """Balance the ledger, write the dataset if one is asked for, and return the manifest."""
-    corpus = run.corpus
+    if output is None:
+        return _manifest(run, quarantined, [])
+    done = 0
+
+    def advance(rows: int) -> None:
+        nonlocal done
+        done += rows
+        run.progress("writing the dataset", done, run.corpus.rows)
+
+    with DatasetWriter(output) as writer:
+        entries = writer.write(run.corpus, run.rows, run.kept, run.workers, advance)
+        manifest = _manifest(run, quarantined, entries)
+        writer.publish(manifest, entries, card(manifest))
+    return manifest
+
+
+def _manifest(run: Run, quarantined: int, entries: list[OutputFile]) -> dict[str, Any]:
+    """What the run did. The ledger is balanced first: a run that does not balance ends here."""
     kept = int(run.kept.sum())
     dropped: dict[str, int] = {}
     for decided in run.decided:
         dropped.update(count_reasons(decided))
-    entries = []
-    writer = None
-    if output is not None:
-        writer = DatasetWriter(output)
-        done = 0
-
-        def advance(rows: int) -> None:
-            nonlocal done
-            done += rows
-            run.progress("writing the dataset", done, corpus.rows)
-
-        try:
-            entries = writer.write(corpus, run.rows, run.kept, run.workers, advance)
-        except BaseException:
-            writer.discard()
-            raise
     written = sum(entry.rows for entry in entries)
+    corpus = run.corpus
     balance = Balance(corpus.rows + corpus.unread_rows, kept, dropped, quarantined, written)
-    balance.check(kept if output is not None else 0)
+    balance.check(expected_written=kept if entries else 0)
     recipe = run.recipe.model_dump(mode="json", exclude={"memory", "workers"})
-    manifest: dict[str, Any] = {
+    return {
         "rows": balance.as_manifest(),
         "domains": domain_counts(run),
         "stages": stage_reports(run),
@@ -228,9 +230,6 @@ def _publish(run: Run, output: Path | None, quarantined: int) -> dict[str, Any]:
         "inputs": [vars(found) for found in corpus.inputs],
         "files": file_entries(entries),
     }
-    if writer is not None:
-        writer.publish(manifest, entries, card(manifest))
-    return manifest
 
 
 def _shard_entries(corpus: Corpus, workspace: Path) -> list[dict[str, Any]]:

@@ -6,8 +6,7 @@ import polars as pl
 import pyarrow as pa
 from pydantic import ValidationError
 
-from tamis.recipe import operators
-from tamis.scoring.operator import RowScorer, operator_class
+from tamis.recipe import row_scorer
 from tamis.storage.errors import UserError
 
 
@@ -15,15 +14,8 @@ def score_frame(
     operator: str, frame: Any, params: dict[str, Any], roles: dict[str, str]
 ) -> pl.DataFrame:
     """See `tamis.score`."""
-    operators()  # registers them
-    cls = operator_class(operator)
-    if not issubclass(cls, RowScorer):
-        raise UserError(
-            f"{operator} is a {cls.kind}: it needs a corpus",
-            mend="use it as a stage of a recipe",
-        )
     try:
-        scorer = cls(**params)
+        scorer = row_scorer(operator)(**params)
     except ValidationError as error:
         raise UserError(f"{operator}: {error.errors()[0]['msg']}") from error
     table = _as_arrow(frame)

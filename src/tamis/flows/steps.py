@@ -25,7 +25,7 @@ from tamis.storage.ingest import UNREAD, line_of
 from tamis.storage.kernels import Int64s, in_threads
 from tamis.storage.ledger import DECISION, QUARANTINED, RULES, Drops
 from tamis.storage.rows import Rows
-from tamis.storage.sidecar import sidecar_once
+from tamis.storage.sidecar import PLACE, sidecar_once, sidecar_path
 
 Progress = Callable[[str, int, int], None]
 
@@ -369,11 +369,16 @@ def write_ledger(run: Run) -> list[Path]:
     drops = _all_drops(run)
 
     def work(shard: Shard) -> Path:
-        key = digest_of([step, shard.digest, shard.index])
-        path = run.workspace / "ledger" / f"{shard.name}-{key[:16]}.parquet"
+        key = digest_of([step, shard.digest])
+        path = sidecar_path(run.workspace / "ledger", shard, key)
         sidecar_once(path, shard, key, lambda: _decisions_of(run, drops, shard))
         return path
 
+    if not run.corpus.shards:
+        path = run.workspace / "ledger" / "empty.parquet"
+        with whole_file(path) as temporary:
+            pq.write_table(pa.schema([*PLACE, *DECISION]).empty_table(), temporary)
+        return [path]
     return in_threads(work, run.corpus.shards, run.workers)
 
 

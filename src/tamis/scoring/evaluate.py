@@ -14,7 +14,7 @@ from tamis.storage.corpus import Corpus, Shard
 from tamis.storage.files import digest_of
 from tamis.storage.kernels import Int64s, in_threads
 from tamis.storage.rows import Rows
-from tamis.storage.sidecar import read_sidecar, sidecar_once
+from tamis.storage.sidecar import read_sidecar, sidecar_once, sidecar_path
 
 Mask = npt.NDArray[np.bool_]
 Progress = Callable[[int], None]
@@ -60,7 +60,7 @@ def evaluate(
         seen = kept[rows.of(shard)]
         state = "all" if seen.all() else xxhash.xxh3_128_hexdigest(np.packbits(seen).tobytes())
         step = digest_of([operator.key_parts(), read, shard.digest, state])
-        return folder / f"{shard.name}-{step[:16]}.parquet", step
+        return sidecar_path(folder, shard, step), step
 
     def work(shard: Shard) -> tuple[Path, str]:
         path, step = place(shard)

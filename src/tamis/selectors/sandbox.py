@@ -27,6 +27,18 @@ _FORBIDDEN = {
     "POSITIONAL_REFERENCE": "a position",
     "DEFAULT": "DEFAULT",
 }
+# Functions that make a value of any size from a small one: DuckDB's memory limit does not see it.
+_UNBOUNDED = {
+    "array_resize",
+    "bar",
+    "generate_series",
+    "list_resize",
+    "lpad",
+    "range",
+    "repeat",
+    "row",  # a tuple: several expressions in the place of one
+    "rpad",
+}
 _COMPARISONS = {
     "COMPARE_GREATERTHAN",
     "COMPARE_GREATERTHANOREQUALTO",
@@ -64,7 +76,9 @@ def _allowed_functions() -> frozenset[str]:
             "SELECT function_name FROM duckdb_functions() GROUP BY function_name HAVING "
             "bool_and(function_type = 'scalar' AND stability = 'CONSISTENT')"
         ).fetchall()
-    return frozenset(name for (name,) in rows if not name.startswith(("duckdb_", "pg_")))
+    return (
+        frozenset(name for (name,) in rows if not name.startswith(("duckdb_", "pg_"))) - _UNBOUNDED
+    )
 
 
 def parse_expression(text: str) -> Expression:
@@ -142,7 +156,8 @@ def _conjunct(connection: duckdb.DuckDBPyConnection, part: Node, parsed: Node) -
     column = threshold = None
     if part.get("type") in _COMPARISONS:
         sides = [part["left"], part["right"]]
-        names = [s["column_names"][-1] for s in sides if s["class"] == "COLUMN_REF"]
+        references = [s["column_names"] for s in sides if s["class"] == "COLUMN_REF"]
+        names = [path[0] for path in references if len(path) == 1]
         values = [_number(s) for s in sides if _number(s) is not None]
         if len(names) == len(values) == 1:
             column, threshold = names[0], values[0]

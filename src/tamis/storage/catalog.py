@@ -40,37 +40,50 @@ def statements(workspace: Path) -> list[str]:
         )
     manifest = read_json(place)
     return [
-        *_decisions(workspace, manifest),
+        *_ledger(workspace, manifest),
+        _decisions(),
         _rows(workspace, manifest),
         _scores(workspace, manifest),
-        _why(manifest),
         _runs(workspace),
+        _why(manifest),
     ]
 
 
-def _decisions(workspace: Path, manifest: dict[str, Any]) -> list[str]:
+def _ledger(workspace: Path, manifest: dict[str, Any]) -> list[str]:
+    """Shards by number, and the ledger with that number in place of the shard's digest."""
     files = [str(workspace / name) for name in manifest["ledger"]]
-    partner = f"CASE WHEN partner_hi IS NOT NULL THEN {_ROW_ID.format('partner')} END"
+    values = ", ".join(
+        f"({s['shard']}, {_quoted(s['digest'])}, {_quoted(str(_absolute(workspace, s['path'])))}, "
+        f"{s['first_row']}, {_quoted(s['source'])})"
+        for s in manifest["shards"]
+    )
+    nothing = "(0, '', '', 0, '')"
+    limit = "" if values else " LIMIT 0"
     return [
-        f"CREATE VIEW ledger AS SELECT * FROM {_parquet(files)}",
-        f"""CREATE VIEW decisions AS SELECT {_ROW_ID.format("id")} AS row_id, copy, action,
-        repeat, weight, stage, reason, value, threshold, rules, {partner} AS partner,
-        partner_copy, similarity, shard, row FROM ledger""",
+        f"CREATE VIEW shards AS SELECT * FROM (VALUES {values or nothing}) "
+        f"t(shard, digest, path, first_row, source){limit}",
+        f"CREATE VIEW ledger AS SELECT s.shard, s.digest, l.* EXCLUDE (shard) FROM "
+        f"{_parquet(files)} l JOIN shards s ON s.digest = l.shard",
     ]
+
+
+def _decisions() -> str:
+    partner = f"CASE WHEN partner_hi IS NOT NULL THEN {_ROW_ID.format('partner')} END"
+    return f"""CREATE VIEW decisions AS SELECT {_ROW_ID.format("id")} AS row_id, copy, action,
+        repeat, weight, stage, reason, value, threshold, rules, {partner} AS partner,
+        partner_copy, similarity, shard, row FROM ledger"""
 
 
 def _rows(workspace: Path, manifest: dict[str, Any]) -> str:
-    shards = manifest["shards"]
-    values = ", ".join(
-        f"({s['shard']}, {_quoted(str(_absolute(workspace, s['path'])))}, {s['first_row']})"
-        for s in shards
-    )
-    files = list(dict.fromkeys(str(_absolute(workspace, s["path"])) for s in shards))
-    source = _parquet(files, ", filename = true, file_row_number = true")
     columns = ", ".join(f"c.{_name(column)}" for column in manifest["columns"])
-    return f"""CREATE VIEW rows AS SELECT {_ROW_ID.format("d.id")} AS row_id, d.copy, d.shard,
-    d.row, {columns} FROM ledger d
-    JOIN (VALUES {values}) AS s(shard, path, first_row) ON s.shard = d.shard
+    head = f"SELECT {_ROW_ID.format('d.id')} AS row_id, d.copy, d.shard, d.row"
+    files = list(dict.fromkeys(str(_absolute(workspace, s["path"])) for s in manifest["shards"]))
+    if not files:
+        nulls = ", ".join(f"NULL AS {_name(column)}" for column in manifest["columns"])
+        return f"CREATE VIEW rows AS {head}, {nulls} FROM ledger d"
+    source = _parquet(files, ", filename = true, file_row_number = true")
+    return f"""CREATE VIEW rows AS {head}, {columns} FROM ledger d
+    JOIN shards s ON s.shard = d.shard
     JOIN {source} c ON c.filename = s.path AND c.file_row_number = s.first_row + d.row"""
 
 
@@ -81,12 +94,14 @@ def _absolute(workspace: Path, path: str) -> Path:
 def _scores(workspace: Path, manifest: dict[str, Any]) -> str:
     columns = ""
     joins = ""
-    for index, (stage, found) in enumerate(manifest["scores"].items()):
-        del stage
+    for index, found in enumerate(manifest["scores"].values()):
         alias = f"s{index}"
+        if not found["files"]:
+            columns += "".join(f", NULL AS {_name(name)}" for name in found["columns"])
+            continue
         columns += "".join(f", {alias}.{_name(name)}" for name in found["columns"])
         files = [str(workspace / name) for name in found["files"]]
-        joins += f" LEFT JOIN {_parquet(files)} {alias} ON {alias}.shard = d.shard"
+        joins += f" LEFT JOIN {_parquet(files)} {alias} ON {alias}.shard = d.digest"
         joins += f" AND {alias}.row = d.row"
     return (
         f"CREATE VIEW scores AS SELECT {_ROW_ID.format('d.id')} AS row_id, d.copy, d.shard, "
@@ -137,7 +152,7 @@ def _runs(workspace: Path) -> str:
 def write_catalog(workspace: Path) -> Path:
     """Write ``catalog.duckdb`` aside and rename it into place."""
     path = workspace / CATALOG
-    made = _ordered(statements(workspace))
+    made = statements(workspace)
     with whole_file(path) as temporary:
         with duckdb.connect(str(temporary)) as connection:
             for statement in made:
@@ -146,15 +161,10 @@ def write_catalog(workspace: Path) -> Path:
     return path
 
 
-def _ordered(made: list[str]) -> list[str]:
-    """`why` reads `runs`, so that comes before it."""
-    return sorted(made, key=lambda statement: statement.startswith("CREATE VIEW why"))
-
-
 def open_catalog(workspace: Path) -> duckdb.DuckDBPyConnection:
     """The same views in memory, where a query can do no harm to the catalog."""
     connection = duckdb.connect()
-    for statement in _ordered(statements(workspace)):
+    for statement in statements(workspace):
         connection.execute(statement)
     return connection
 

@@ -4,8 +4,9 @@ Parquet is read in place. Every other format is a `StreamReader` (see `streams`)
 written once into Parquet shards in the workspace, so that everything above sees Parquet only.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from glob import iglob
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class Shard:
         path: the Parquet file.
         groups: row groups, ``range(first, last)``.
         rows, bytes: rows, and uncompressed bytes of all columns.
-        digest: identity of the content.
+        digest: identity of the content, unique in its corpus.
         source: the file the user named.
         first_row: row of `path` that the shard begins with.
     """
@@ -59,10 +60,6 @@ class Shard:
     digest: str
     source: str
     first_row: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.index:05d}"
 
     def batches(
         self, columns: Sequence[str], batch_bytes: int = BATCH_BYTES
@@ -208,7 +205,18 @@ def parquet_corpus(
     for path, footer, digest in zip(paths, footers, digests, strict=True):
         shards += shards_of(path, footer, digest, str(path), len(shards), shard_bytes)
         inputs.append(Input(str(path), digest, footer.num_rows, path.stat().st_size))
-    return Corpus(schema, tuple(shards), tuple(inputs))
+    return Corpus(schema, distinct(shards), tuple(inputs))
+
+
+def distinct(shards: Sequence[Shard]) -> tuple[Shard, ...]:
+    """Shards with a digest each of its own: the same file twice is two shards."""
+    seen: Counter[str] = Counter()
+    named = []
+    for shard in shards:
+        again = seen[shard.digest]
+        seen[shard.digest] += 1
+        named.append(replace(shard, digest=digest_of([shard.digest, again])) if again else shard)
+    return tuple(named)
 
 
 def shards_of(

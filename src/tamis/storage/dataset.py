@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -74,7 +74,7 @@ def _previous(folder: Path) -> dict[str, Any] | None:
 
 
 class DatasetWriter:
-    """Writes a dataset beside its place and puts it there as a whole."""
+    """Writes a dataset beside its place and puts it there as a whole; use it in a ``with``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -162,7 +162,10 @@ class DatasetWriter:
             sync(self.partial / MANIFEST)
             swap_folders(self.partial, self.folder)
 
-    def discard(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """Remove what was not published."""
         shutil.rmtree(self.partial, ignore_errors=True)
 

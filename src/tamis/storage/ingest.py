@@ -12,6 +12,7 @@ from tamis.storage.corpus import (
     Corpus,
     Input,
     Shard,
+    distinct,
     find_files,
     open_parquet,
     parquet_corpus,
@@ -107,12 +108,9 @@ def _ingest(
 ) -> Corpus:
     files = reader.files(path)
     digests = in_threads(reader.digest, files, workers)
-    together = digest_of([_INGEST_VERSION, kind, [str(f) for f in files], digests])
+    together = digest_of([_INGEST_VERSION, kind, digests])
     schema = _schema_once(reader, files, folder / f"{together}.schema", workers)
-    keys = [
-        digest_of([_INGEST_VERSION, kind, str(file), digest, str(schema)])
-        for file, digest in zip(files, digests, strict=True)
-    ]
+    keys = [digest_of([_INGEST_VERSION, kind, digest, str(schema)]) for digest in digests]
     jobs = list(zip(files, keys, strict=True))
     in_threads(lambda job: _ingest_file(reader, job[0], job[1], schema, folder), jobs, workers)
 
@@ -121,7 +119,7 @@ def _ingest(
     unread: list[Path] = []
     unread_rows = 0
     for file, digest, key in zip(files, digests, keys, strict=True):
-        data, bad = _places(folder, key)
+        data, bad = _places(folder, file, key)
         footer = open_parquet(data)
         shards += shards_of(data, footer, key, str(file), len(shards), shard_bytes)
         lost = open_parquet(bad).num_rows
@@ -129,11 +127,13 @@ def _ingest(
         if lost:
             unread.append(bad)
             unread_rows += lost
-    return Corpus(schema, tuple(shards), tuple(inputs), tuple(unread), unread_rows)
+    return Corpus(schema, distinct(shards), tuple(inputs), tuple(unread), unread_rows)
 
 
-def _places(folder: Path, key: str) -> tuple[Path, Path]:
-    return folder / f"{key}.parquet", folder / f"{key}.unread.parquet"
+def _places(folder: Path, file: Path, key: str) -> tuple[Path, Path]:
+    """Where rows and bad lines of a file go; the latter name the file, so its path counts too."""
+    unread = digest_of([key, str(file)])
+    return folder / f"{key}.parquet", folder / f"{unread}.unread.parquet"
 
 
 def _schema_once(reader: Reader, files: Sequence[Path], place: Path, workers: int) -> pa.Schema:
@@ -148,7 +148,7 @@ def _schema_once(reader: Reader, files: Sequence[Path], place: Path, workers: in
 
 
 def _ingest_file(reader: Reader, file: Path, key: str, schema: pa.Schema, folder: Path) -> None:
-    data, bad = _places(folder, key)
+    data, bad = _places(folder, file, key)
     if data.exists() and bad.exists():
         return
     stored = schema.append(pa.field(LINE_COLUMN, pa.int64(), nullable=False))
@@ -175,5 +175,5 @@ def line_of(shard: Shard, row: int) -> int:
         return shard.first_row + row
     column = shard.table([LINE_COLUMN])[LINE_COLUMN]
     if row >= len(column):
-        raise RunError(f"row {row} is not in shard {shard.name}", where=str(shard.path))
+        raise RunError(f"row {row} is not in shard {shard.index}", where=str(shard.path))
     return int(column[row].as_py())

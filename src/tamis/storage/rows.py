@@ -15,7 +15,7 @@ from tamis.storage.grouping import first_with_pair
 from tamis.storage.hashing import hash_batch, hex_ids
 from tamis.storage.ingest import line_of
 from tamis.storage.kernels import Int64s, UInt64s, in_threads
-from tamis.storage.sidecar import read_sidecar, sidecar_once
+from tamis.storage.sidecar import read_sidecar, sidecar_once, sidecar_path
 
 UInt32s = npt.NDArray[np.uint32]
 OnDuplicateId = Literal["error", "copy"]
@@ -69,7 +69,7 @@ def identify(
     step = digest_of(["ids", _IDENTITY_VERSION, sorted(identity), sorted(required)])
 
     def ids_of(shard: Shard) -> pa.Table:
-        path = folder / f"{shard.name}-{digest_of([step, shard.digest])[:16]}.parquet"
+        path = sidecar_path(folder, shard, digest_of([step, shard.digest]))
         sidecar_once(path, shard, step, lambda: _hash_rows(shard, identity, required))
         return read_sidecar(path, shard, step)
 

@@ -17,8 +17,16 @@ from tamis.storage.files import whole_file
 from tamis.storage.kernels import Int64s
 
 _STEP, _SHARD, _ROWS = b"tamis.step", b"tamis.shard", b"tamis.shard_rows"
-#: The columns that every sidecar begins with: the shard's index and the row in the shard.
-PLACE = [pa.field("shard", pa.int32(), nullable=False), pa.field("row", pa.int64(), nullable=False)]
+#: The columns that every sidecar begins with: the shard's digest and the row in the shard.
+PLACE = [
+    pa.field("shard", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+    pa.field("row", pa.int64(), nullable=False),
+]
+
+
+def sidecar_path(folder: Path, shard: Shard, step: str) -> Path:
+    """Where a step's sidecar of a shard lies."""
+    return folder / f"{shard.digest[:16]}-{step[:16]}.parquet"
 
 
 def write_sidecar(path: Path, shard: Shard, step: str, rows: Int64s, columns: pa.Table) -> None:
@@ -28,7 +36,8 @@ def write_sidecar(path: Path, shard: Shard, step: str, rows: Int64s, columns: pa
         step: key of the step that computed them.
         rows: positions in the shard, one for each row of `columns`.
     """
-    place = [pa.array(np.full(len(rows), shard.index, np.int32)), pa.array(rows)]
+    named = pa.DictionaryArray.from_arrays(np.zeros(len(rows), np.int32), [shard.digest])
+    place = [named, pa.array(rows)]
     schema = pa.schema(
         [*PLACE, *columns.schema],
         metadata={
@@ -48,8 +57,8 @@ def write_sidecar(path: Path, shard: Shard, step: str, rows: Int64s, columns: pa
             temporary,
             compression={name: "NONE" if name in random else "ZSTD" for name in schema.names},
             compression_level={name: 1 for name in schema.names if name not in random},
-            use_dictionary=[f.name for f in schema if pa.types.is_string(f.type)],
-            column_encoding={"shard": "PLAIN", "row": "DELTA_BINARY_PACKED"},
+            use_dictionary=["shard", *(f.name for f in schema if pa.types.is_string(f.type))],
+            column_encoding={"row": "DELTA_BINARY_PACKED"},
             write_statistics=[name for name in schema.names if name not in random],
         )
 
@@ -81,7 +90,7 @@ def read_sidecar(
     except (pa.ArrowException, OSError) as error:
         wrong = str(error)
     raise RunError(
-        f"not the sidecar of shard {shard.name} ({wrong})",
+        f"not the sidecar of shard {shard.digest} ({wrong})",
         where=str(path),
         mend="remove the file and run again: it will be computed anew",
     )
