@@ -1,5 +1,6 @@
 """What several tests share: texts made up from a seed, and where the shared data lies."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -44,3 +45,19 @@ def write_corpus(path: Path, texts: list[str], *, rows_per_group: int = 100) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=rows_per_group)
     return path
+
+
+#: Reasons for which a test may be skipped in CI.
+EXPECTED_SKIPS = ("may not mount",)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI a skip that nobody expected is a failure: it would hide a missing part."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not os.environ.get("CI") or reporter is None:
+        return
+    reasons = {str(report.longrepr[2]) for report in reporter.stats.get("skipped", [])}
+    unexpected = {r for r in reasons if not any(known in r for known in EXPECTED_SKIPS)}
+    if unexpected:
+        reporter.write_line(f"skipped, and not expected in CI: {unexpected}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

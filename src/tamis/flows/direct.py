@@ -93,8 +93,7 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Result:
     output = Path(recipe.output.path) if recipe.output is not None else None
     if output is not None:
         check_output(output)
-        if output.resolve() == workspace.resolve():
-            raise UserError("output and workspace are the same folder", where=str(output))
+    _check_places(part_of=Path(recipe.corpus.path), workspace=workspace, output=output)
     workers = recipe.workers or len(os.sched_getaffinity(0))
     with watch_memory() as watch, locked(workspace):
         manifest, ledger, bound = _run(recipe, workspace, output, workers, progress)
@@ -129,6 +128,30 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Result:
         (ended - started).total_seconds(),
         ledger,
     )
+
+
+def _check_places(part_of: Path, workspace: Path, output: Path | None) -> None:
+    """Refuse folders that lie in one another: the next run would read or remove its own work.
+
+    Raises:
+        UserError: naming the two.
+    """
+    places = {"the workspace": workspace.resolve()}
+    if output is not None:
+        places["the output"] = output.resolve()
+        inner, outer = places["the workspace"], places["the output"]
+        if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+            raise UserError(
+                "output and workspace lie in one another", where=str(output), mend="separate them"
+            )
+    if part_of.is_dir():
+        for name, place in places.items():
+            if place.is_relative_to(part_of.resolve()):
+                raise UserError(
+                    f"{name} lies inside the corpus folder {part_of}",
+                    where=str(place),
+                    mend="put it elsewhere: the next run would take it for input",
+                )
 
 
 def _run(

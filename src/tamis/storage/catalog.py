@@ -154,9 +154,14 @@ def write_catalog(workspace: Path) -> Path:
     path = workspace / CATALOG
     made = statements(workspace)
     with whole_file(path) as temporary:
-        with duckdb.connect(str(temporary)) as connection:
+        # Attached, because connect() reads a question mark in a path as options.
+        with duckdb.connect() as connection:
+            connection.execute(f"ATTACH {_quoted(str(temporary))} AS catalog")
+            connection.execute("USE catalog")
             for statement in made:
                 connection.execute(statement)
+            connection.execute("USE memory")
+            connection.execute("DETACH catalog")
         temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
     return path
 

@@ -24,6 +24,8 @@ SHARDS_PER_FILE = 16
 MIN_SHARD_BYTES, MAX_SHARD_BYTES = 32 << 20, 512 << 20
 #: Bytes of columns read at a time.
 BATCH_BYTES = 32 << 20
+#: Name of the file beside a dataset's shards that says how it came to be.
+MANIFEST = "manifest.json"
 #: Column of an ingested shard that holds the line a row came from; never shown or written out.
 LINE_COLUMN = "__tamis_line"
 
@@ -152,7 +154,7 @@ def find_files(path: str) -> list[Path]:
     if place.is_file():
         return [place]
     if place.is_dir():
-        found = [p for p in sorted(place.rglob("*")) if p.is_file() and not _hidden(p, place)]
+        found = [p for p in sorted(place.rglob("*")) if p.is_file() and _is_data(p, place)]
     else:
         found = sorted(p for p in _glob(str(place)) if p.is_file())
     if not found:
@@ -166,8 +168,10 @@ def _glob(pattern: str) -> Iterator[Path]:
     return map(Path, iglob(pattern, recursive=True))  # noqa: PTH207
 
 
-def _hidden(path: Path, under: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.relative_to(under).parts)
+def _is_data(path: Path, under: Path) -> bool:
+    """Hidden files are no data, nor is the manifest of a dataset that is read again."""
+    hidden = any(part.startswith((".", "_")) for part in path.relative_to(under).parts)
+    return not hidden and path.name != MANIFEST
 
 
 def open_parquet(path: Path) -> pq.FileMetaData:

@@ -14,21 +14,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tamis.storage.corpus import Corpus, Shard
+from tamis.storage.corpus import MANIFEST, Corpus, Shard
 from tamis.storage.errors import RunError, UserError
 from tamis.storage.files import (
     TEMPORARY,
+    HeldFolder,
     digest_file,
     digest_of,
     disk_errors,
     read_json,
     swap_folders,
+    sweep_folders,
     sync,
 )
 from tamis.storage.kernels import in_threads
 from tamis.storage.rows import Rows
 
-MANIFEST = "manifest.json"
 CARD = "README.md"
 #: Uncompressed bytes of a row group written.
 GROUP_BYTES = 64 << 20
@@ -48,20 +49,23 @@ class OutputFile:
 
 
 def check_output(folder: Path) -> None:
-    """Refuse to replace a folder that tamis did not write.
+    """Refuse to replace what tamis did not write.
 
     Raises:
-        UserError: if the folder holds something else.
+        UserError: if the folder holds anything but a dataset of tamis.
     """
     if not folder.exists():
         return
     if not folder.is_dir():
         raise UserError("the output is a file", where=str(folder), mend="name a folder")
-    if any(folder.iterdir()) and not _previous(folder):
+    previous = _previous(folder)
+    ours = {MANIFEST, CARD, *(entry["name"] for entry in (previous or {}).get("files", ()))}
+    foreign = sorted(p.name for p in folder.iterdir() if previous is None or p.name not in ours)
+    if foreign:
         raise UserError(
-            "the output folder holds files that are not a dataset of tamis",
+            f"the output folder holds {foreign[0]!r}, which is not part of a dataset of tamis",
             where=str(folder),
-            mend="name another folder or empty this one",
+            mend="name another folder, or move that file away: a dataset is replaced as a whole",
         )
 
 
@@ -77,15 +81,15 @@ class DatasetWriter:
     """Writes a dataset beside its place and puts it there as a whole; use it in a ``with``."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
+        self.folder = folder = folder.resolve()
         previous = _previous(folder) or {}
         self._reusable = {entry["key"]: entry for entry in previous.get("files", [])}
         with disk_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.parent.glob(f".{folder.name}.*{TEMPORARY}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-            self.partial.mkdir()
+            sweep_folders(folder.parent, folder.name)
+            name = f".{folder.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
+            self._held = HeldFolder(folder.with_name(name))
+        self.partial = self._held.path
 
     def write(
         self,
@@ -168,6 +172,7 @@ class DatasetWriter:
     def __exit__(self, *error: object) -> None:
         """Remove what was not published."""
         shutil.rmtree(self.partial, ignore_errors=True)
+        self._held.release()
 
 
 def _write_shard(schema: pa.Schema, shard: Shard, inside: npt.NDArray[np.bool_], path: Path) -> int:

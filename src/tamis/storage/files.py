@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,15 @@ import xxhash
 from tamis.storage.errors import RunError, UserError
 
 TEMPORARY = ".tmp"
+
+_NOT_WRITABLE = (
+    errno.EACCES,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
 
 
 def digest_file(path: Path) -> str:
@@ -56,7 +66,7 @@ def disk_errors(where: Path) -> Iterator[None]:
                 where=str(where),
                 mend="free some space and run the same command again: finished steps are kept",
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in _NOT_WRITABLE:
             raise UserError(f"cannot write ({error.strerror})", where=str(where)) from error
         raise
 
@@ -88,6 +98,31 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RunError("not a JSON object", where=str(path))
     return value
+
+
+class HeldFolder:
+    """A temporary folder that says, for as long as its process lives, that it is in use."""
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir()
+        self.path = path
+        self._handle = os.open(path, os.O_RDONLY)
+        fcntl.flock(self._handle, fcntl.LOCK_EX)
+
+    def release(self) -> None:
+        os.close(self._handle)
+
+
+def sweep_folders(parent: Path, name: str) -> None:
+    """Remove temporary folders of `name` whose process is gone."""
+    pattern = re.compile(re.escape(f".{name}.") + "[0-9a-f]{8}" + re.escape(TEMPORARY) + "(.old)?")
+    for leftover in parent.iterdir():
+        if pattern.fullmatch(leftover.name) and leftover.is_dir():
+            handle = os.open(leftover, os.O_RDONLY)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover, ignore_errors=True)
+            os.close(handle)
 
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2

@@ -6,6 +6,7 @@ strings. Where lines disagree beyond that, the type of most lines stands and the
 """
 
 import gzip
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -79,6 +80,8 @@ def open_text(file: Path) -> IO[bytes]:
 def _text_blocks(file: Path) -> Iterator[bytes]:
     """Runs of whole lines."""
     pending = b""
+    if file.suffix in (".gz", ".zst") and file.stat().st_size == 0:
+        raise UserError("empty, and so not a compressed file", where=str(file), mend="restore it")
     try:
         with open_text(file) as stream:
             start = stream.read(3)
@@ -135,7 +138,14 @@ def _halve(lines: list[bytes], numbers: list[int], schema: pa.Schema | None) -> 
     yield from _halve(lines[middle:], numbers[middle:], schema)
 
 
+_NO_OBJECT = re.compile(rb"^[ \t\r]*[^{ \t\r\n]", re.MULTILINE)
+
+
 def _parse_text(text: bytes, schema: pa.Schema | None) -> pa.Table | str:
+    # pyarrow takes a line `null` for a row of nulls, and crashes where there is nothing else.
+    objects = text.count(b"\n{") + text.startswith(b"{")
+    if objects <= text.rstrip().count(b"\n") and _NO_OBJECT.search(text):
+        return "expected a JSON object"
     try:
         table = pj.read_json(
             pa.BufferReader(text),
