@@ -109,9 +109,9 @@ def table_of(texts: Sequence[str | None], first_id: int = 0) -> pa.Table:
     count = len(texts)
     return pa.table(
         {
-            "id": pa.array([f"row-{first_id + i}" for i in range(count)]),
+            "id": pa.array([f"row-{first_id + i}" for i in range(count)], pa.string()),
             "text": pa.array(texts, pa.string()),
-            "number": pa.array([float(i * 7 % 101) for i in range(count)]),
+            "number": pa.array([float(i * 7 % 101) for i in range(count)], pa.float64()),
         }
     )
 

@@ -115,13 +115,15 @@ def _expected(source: Path, out: Path, place: Path) -> pa.Table:
     files = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
     # Read file by file: pyarrow's own dataset reader would unify schemas.
     table = pa.concat_tables([pq.read_table(path) for path in files])
-    pq.write_table(table.filter(pa.array(kept)), place)
+    # Slices, because not every type has a kernel to filter by.
+    rows = [table.slice(row, 1) for row, stays in enumerate(kept) if stays]
+    pq.write_table(pa.concat_tables(rows), place)
     return pq.read_table(place)
 
 
 def _check(source: Path, out: Path, place: Path) -> pa.Table:
     expected, found = _expected(source, out, place), read_dataset(out)
-    assert 0 < found.num_rows
+    assert found.num_rows > 0
     for ours, theirs in zip(found.schema, expected.schema, strict=True):
         assert ours.equals(theirs, check_metadata=True), f"{ours!r} is not {theirs!r}"
     assert found.schema.equals(expected.schema, check_metadata=True)
@@ -321,7 +323,7 @@ def test_files_that_differ_in_nullability_are_one_corpus_or_told(
         tamis.run(recipe(tmp_path / "in", out, []))
     except tamis.UserError as error:
         told = str(error)
-        assert "null" in told  # noqa: PT017
+        assert "null" in told
         assert not out.exists()
         return
     found = read_dataset(out)

@@ -1,0 +1,126 @@
+"""A memory limit that cannot be met is refused at the start; a run stays under its own bound."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from guarantee_tools import (
+    Outcome,
+    digests,
+    documents,
+    table_of,
+    vocabulary,
+    write_parquet,
+)
+
+Command = Callable[..., Outcome]
+
+
+@pytest.mark.parametrize("limit", ["1MB", "100 MB", "64MiB", "1"])
+def test_a_limit_that_cannot_be_met_is_refused_at_the_start(
+    tmp_path: Path, command: Command, limit: str
+) -> None:
+    source = write_parquet(tmp_path / "in.parquet", table_of(documents(1, 100)))
+    out = tmp_path / "out"
+    line = command("dedup", source, out, "--id", "id", "--memory", limit).line(2)
+    assert "memory" in line
+    assert not out.exists()
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert written <= {"in.parquet", "out.tamis", "out.tamis/.lock"}
+
+
+def test_a_limit_that_is_refused_leaves_the_earlier_dataset_alone(
+    tmp_path: Path, command: Command
+) -> None:
+    source = write_parquet(tmp_path / "in.parquet", table_of(documents(2, 100)))
+    out = tmp_path / "out"
+    assert command("dedup", source, out, "--id", "id", "--memory", "8GB").code == 0
+    before = digests(out)
+    command("dedup", source, out, "--id", "id", "--memory", "1MB").line(2)
+    assert digests(out) == before
+
+
+def _json_of(*arguments: object) -> dict[str, int]:
+    """What a run in a process of its own says of itself."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tamis.cli", *map(str, arguments), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said: dict[str, int] = json.loads(done.stdout)
+    return said
+
+
+def test_the_peak_of_a_small_run_is_under_its_bound(tmp_path: Path) -> None:
+    source = write_parquet(tmp_path / "in.parquet", table_of(documents(3, 2000)))
+    said = _json_of("dedup", source, tmp_path / "out", "--id", "id")
+    assert 0 < said["peak_memory"] < said["memory_bound"]
+
+
+def test_a_limit_just_above_the_bound_is_accepted(tmp_path: Path, command: Command) -> None:
+    source = write_parquet(tmp_path / "in.parquet", table_of(documents(4, 100)))
+    first = command("dedup", source, tmp_path / "out", "--id", "id", "--json")
+    bound = json.loads(first.out)["memory_bound"]
+    arguments = ("dedup", source, tmp_path / "out", "--id", "id", "--memory")
+    assert command(*arguments, bound).code == 0
+    command(*arguments, bound - 1).line(2)
+
+
+def _short_rows(path: Path, rows: int, seed: int, words: int = 12) -> Path:
+    """Rows of about `words` words, a tenth of them copies; made without a loop over rows."""
+    random = np.random.default_rng(seed)
+    known = pa.array(vocabulary())
+    with pq.ParquetWriter(path, pa.schema([("id", pa.int64()), ("text", pa.string())])) as writer:
+        for first in range(0, rows, 500_000):
+            count = min(500_000, rows - first)
+            columns = [known.take(pa.array(random.integers(0, 2000, count))) for _ in range(words)]
+            text = pc.binary_join_element_wise(*columns, " ")
+            from_place = np.arange(count)
+            copies = random.random(count) < 0.1
+            from_place[copies] = random.integers(0, count, int(copies.sum()))
+            ids = pa.array(np.arange(first, first + count))
+            table = pa.table({"id": ids, "text": text.take(pa.array(from_place))})
+            writer.write_table(table, row_group_size=100_000)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_peak_of_five_million_short_rows_is_under_the_bound(tmp_path: Path) -> None:
+    source = _short_rows(tmp_path / "in.parquet", 5_000_000, seed=5)
+    out = tmp_path / "out"
+    said = _json_of("dedup", source, out, "--id", "id")
+    assert said["peak_memory"] < said["memory_bound"]
+    rows = json.loads((out / "manifest.json").read_text())["rows"]
+    assert rows["in"] == 5_000_000 == rows["kept"] + sum(rows["dropped"].values())
+    assert 0.05 < sum(rows["dropped"].values()) / 5_000_000 < 0.15
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("copies", ["none", "all"])
+def test_the_peak_of_rows_in_large_groups_is_under_the_bound(tmp_path: Path, copies: str) -> None:
+    """Everything a near-duplicate of something, in one row group of a million rows."""
+    random = np.random.default_rng(6)
+    rows = 1_000_000
+    known = pa.array(vocabulary())
+    base = random.integers(0, 2000, (rows if copies == "none" else 1000, 30))
+    words = base if copies == "none" else base[random.integers(0, 1000, rows)]
+    if copies == "all":
+        words = words.copy()
+        words[np.arange(rows), 0] = random.integers(0, 2000, rows)
+    text = pc.binary_join_element_wise(*[known.take(pa.array(words[:, k])) for k in range(30)], " ")
+    source = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"id": np.arange(rows), "text": text}), source, row_group_size=rows)
+    out = tmp_path / "out"
+    said = _json_of("dedup", source, out, "--id", "id")
+    assert said["peak_memory"] < said["memory_bound"]
