@@ -238,7 +238,10 @@ def check_balance(workspace: Path, output: Path | None) -> dict[str, Any]:
     ledger: Counter[str] = Counter()
     kept_by_shard: dict[int, int] = {}
     in_shards_by_source: Counter[str] = Counter()
-    for shard, name in zip(manifest["shards"], manifest["ledger"], strict=True):
+    if not manifest["shards"]:
+        assert read_ledger(workspace) == []
+    names = manifest["ledger"] if manifest["shards"] else []
+    for shard, name in zip(manifest["shards"], names, strict=True):
         decisions = pq.read_table(workspace / name).to_pylist()
         assert [row["row"] for row in decisions] == list(range(shard["rows"]))
         assert {row["shard"] for row in decisions} in ({shard["shard"]}, {shard["digest"]})

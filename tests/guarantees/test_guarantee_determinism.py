@@ -202,7 +202,7 @@ WORDS = ["ba", "be", "bi", "bo", "bu", "da", "de", "di"]
 
 
 @settings(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -99,7 +99,7 @@ def test_a_reader_never_sees_a_mixture_while_datasets_are_replaced(tmp_path: Pat
     publish(120)
     reader = _Reader(out)
     reader.start()
-    end = time.monotonic() + 4
+    end = time.monotonic() + 3
     runs = 0
     while time.monotonic() < end:
         publish((300, 120)[runs % 2])

@@ -105,9 +105,8 @@ def _kill_and_resume(tmp_path: Path, kind: str, rows: int, kills: int, seed: int
     assert {path.name for path in stormy.iterdir()} == {"in", "out", "work", "recipe.yaml"}
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-def test_killed_thrice_and_run_again_gives_the_undisturbed_bytes(tmp_path: Path, kind: str) -> None:
-    _kill_and_resume(tmp_path, kind, rows=1500, kills=3, seed=1)
+def test_killed_thrice_and_run_again_gives_the_undisturbed_bytes(tmp_path: Path) -> None:
+    _kill_and_resume(tmp_path, "jsonl", rows=1500, kills=3, seed=1)
 
 
 @pytest.mark.slow
@@ -147,6 +146,25 @@ def test_killed_as_a_step_begins_and_run_again_leaves_no_temporary_file(
     for name in ("work", "out"):
         shutil.rmtree(home / name)
     assert _finish(home) == first
+
+
+@pytest.mark.parametrize("moment", ["work/ids", pytest.param(".out.*.tmp", marks=pytest.mark.slow)])
+def test_stopped_from_the_keyboard_is_one_line_and_leaves_nothing_half(
+    tmp_path: Path, moment: str
+) -> None:
+    home = _prepare(tmp_path / "home", "parquet", 6000)
+    process = _start(home)
+    while process.poll() is None:
+        if any(home.glob(moment)):
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate()
+    assert process.returncode == 1, "the run was over too soon"
+    assert errors.startswith("tamis: stopped")
+    assert errors.count("\n") == 1
+    assert not (home / "out").exists()
+    assert leftovers(home) == []
+    _finish(home)
 
 
 def _stamps(folder: Path, parts: tuple[str, ...] = ("",)) -> dict[str, tuple[int, int]]:

@@ -4,6 +4,7 @@ import os
 import platform
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -95,38 +96,55 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Result:
         check_output(output)
     _check_places(part_of=Path(recipe.corpus.path), workspace=workspace, output=output)
     workers = recipe.workers or len(os.sched_getaffinity(0))
+    report = progress or (lambda name, done, total: None)
     with watch_memory() as watch, locked(workspace):
-        manifest, ledger, bound = _run(recipe, workspace, output, workers, progress)
-        watch.sample()
-        ended = datetime.now(UTC)
-        rows = manifest["rows"]
-        run_id = f"{started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-        write_json(
-            workspace / "runs" / run_id / "run.json",
-            {
-                "run_id": run_id,
-                "recipe": manifest["recipe_digest"],
-                "started": started.isoformat(),
-                "ended": ended.isoformat(),
-                "rows_in": rows["in"],
-                "kept": rows["kept"],
-                "dropped": sum(rows["dropped"].values()),
-                "quarantined": rows["quarantined"],
-                "written": rows["written"],
-                "peak_memory": watch.peak,
-                "tamis": __version__,
-                "platform": platform.platform(),
-            },
-        )
-        write_catalog(workspace)
-    return Result(
-        manifest,
-        workspace,
-        output,
-        watch.peak,
-        bound,
-        (ended - started).total_seconds(),
-        ledger,
+        run, bound = _open(recipe, workspace, workers, report)
+        quarantine, quarantined = set_aside(run)
+        for stage in recipe.stages:
+            if isinstance(stage, RowScorer):
+                score(run, stage)
+            elif isinstance(stage, Selector):
+                select(run, stage)
+        ledger = [str(path.relative_to(workspace)) for path in write_ledger(run)]
+        # The dataset takes its place last: a run that fails before has touched nothing.
+        with DatasetWriter(output) if output is not None else nullcontext() as writer:
+            entries = _write_dataset(run, writer) if writer is not None else []
+            manifest = _manifest(run, quarantined, entries)
+            write_json(
+                workspace / WORKSPACE_MANIFEST, _with_places(run, manifest, ledger, quarantine)
+            )
+            watch.sample()
+            ended = datetime.now(UTC)
+            _note_run(workspace, manifest, started, ended, watch.peak)
+            write_catalog(workspace)
+            if writer is not None:
+                writer.publish(manifest, entries, card(manifest))
+    seconds = (ended - started).total_seconds()
+    return Result(manifest, workspace, output, watch.peak, bound, seconds, ledger)
+
+
+def _note_run(
+    workspace: Path, manifest: dict[str, Any], started: datetime, ended: datetime, peak: int
+) -> None:
+    """What differs from run to run lies apart from what does not."""
+    rows = manifest["rows"]
+    run_id = f"{started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+    write_json(
+        workspace / "runs" / run_id / "run.json",
+        {
+            "run_id": run_id,
+            "recipe": manifest["recipe_digest"],
+            "started": started.isoformat(),
+            "ended": ended.isoformat(),
+            "rows_in": rows["in"],
+            "kept": rows["kept"],
+            "dropped": sum(rows["dropped"].values()),
+            "quarantined": rows["quarantined"],
+            "written": rows["written"],
+            "peak_memory": peak,
+            "tamis": __version__,
+            "platform": platform.platform(),
+        },
     )
 
 
@@ -154,10 +172,11 @@ def _check_places(part_of: Path, workspace: Path, output: Path | None) -> None:
                 )
 
 
-def _run(
-    recipe: Recipe, workspace: Path, output: Path | None, workers: int, progress: Progress | None
-) -> tuple[dict[str, Any], list[str], int]:
-    report = progress or (lambda name, done, total: None)
+def _open(recipe: Recipe, workspace: Path, workers: int, report: Progress) -> tuple[Run, int]:
+    """Open the corpus, hold the recipe against it, and give every row its id.
+
+    Returns the run and the bytes of memory it may need.
+    """
     part = recipe.corpus
     report("reading the corpus", 0, 1)
     corpus = open_corpus(
@@ -184,40 +203,10 @@ def _run(
         on_duplicate_id=part.on_duplicate_id,
         workers=workers,
     )
-    run = Run(recipe, workspace, corpus, rows, workers, report, kept=~rows.unusable)
-    quarantine, quarantined = set_aside(run)
-    for stage in recipe.stages:
-        if isinstance(stage, RowScorer):
-            score(run, stage)
-        elif isinstance(stage, Selector):
-            select(run, stage)
-    ledger = [str(path.relative_to(workspace)) for path in write_ledger(run)]
-    manifest = _publish(run, output, quarantined)
-    write_json(
-        workspace / WORKSPACE_MANIFEST,
-        {
-            **manifest,
-            "columns": corpus.schema.names,
-            "ledger": ledger,
-            "shards": _shard_entries(corpus, workspace),
-            "scores": {
-                name: {
-                    "columns": found.operator.fields().names,
-                    "files": [str(path.relative_to(workspace)) for path in found.paths],
-                }
-                for name, found in run.evaluated.items()
-            },
-            "edges": {d.stage: str(d.edges.relative_to(workspace)) for d in run.decided if d.edges},
-            "quarantine": str(quarantine.relative_to(workspace)) if quarantine else None,
-        },
-    )
-    return manifest, ledger, bound
+    return Run(recipe, workspace, corpus, rows, workers, report, kept=~rows.unusable), bound
 
 
-def _publish(run: Run, output: Path | None, quarantined: int) -> dict[str, Any]:
-    """Balance the ledger, write the dataset if one is asked for, and return the manifest."""
-    if output is None:
-        return _manifest(run, quarantined, [])
+def _write_dataset(run: Run, writer: DatasetWriter) -> list[OutputFile]:
     done = 0
 
     def advance(rows: int) -> None:
@@ -225,11 +214,32 @@ def _publish(run: Run, output: Path | None, quarantined: int) -> dict[str, Any]:
         done += rows
         run.progress("writing the dataset", done, run.corpus.rows)
 
-    with DatasetWriter(output) as writer:
-        entries = writer.write(run.corpus, run.rows, run.kept, run.workers, advance)
-        manifest = _manifest(run, quarantined, entries)
-        writer.publish(manifest, entries, card(manifest))
-    return manifest
+    return writer.write(run.corpus, run.rows, run.kept, run.workers, advance)
+
+
+def _with_places(
+    run: Run, manifest: dict[str, Any], ledger: list[str], quarantine: Path | None
+) -> dict[str, Any]:
+    """The manifest with what the catalog needs: where shards and sidecars lie."""
+
+    def inside(path: Path) -> str:
+        return str(path.relative_to(run.workspace))
+
+    return {
+        **manifest,
+        "columns": run.corpus.schema.names,
+        "ledger": ledger,
+        "shards": _shard_entries(run.corpus, run.workspace),
+        "scores": {
+            name: {
+                "columns": found.operator.fields().names,
+                "files": [inside(path) for path in found.paths],
+            }
+            for name, found in run.evaluated.items()
+        },
+        "edges": {d.stage: inside(d.edges) for d in run.decided if d.edges},
+        "quarantine": inside(quarantine) if quarantine else None,
+    }
 
 
 def _manifest(run: Run, quarantined: int, entries: list[OutputFile]) -> dict[str, Any]:

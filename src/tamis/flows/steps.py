@@ -16,7 +16,7 @@ from tamis.recipe import Recipe
 from tamis.scoring.evaluate import Evaluated, Mask, evaluate
 from tamis.scoring.operator import REGISTRY, RowScorer
 from tamis.selectors.selector import Selector
-from tamis.selectors.table import Table
+from tamis.selectors.table import Table, is_number
 from tamis.storage.corpus import Corpus, Shard
 from tamis.storage.errors import RunError, UserError
 from tamis.storage.files import digest_of, whole_file
@@ -100,6 +100,13 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                     where=where,
                     mend=_who_gives(name) or f"known here: {', '.join(sorted(known))}",
                 )
+            for name in sorted(stage.numbers() & set(schema.names)):
+                if not is_number(schema.field(name).type):
+                    raise UserError(
+                        f"stages[{index}] ({stage.stage}): expected a number or a time, found "
+                        f"{name!r} of type {schema.field(name).type}",
+                        where=where,
+                    )
         elif isinstance(stage, RowScorer):
             for name in stage.fields().names:
                 if name in known:

@@ -1,5 +1,6 @@
 """How many rows: the best by a score, a band of quantiles, or a random share."""
 
+from itertools import pairwise
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -52,6 +53,9 @@ class ScoreBudget(Budget):
 
     def reads(self) -> set[str]:
         return super().reads() | {self.by}
+
+    def numbers(self) -> set[str]:
+        return {self.by}
 
     def scores(self, table: Table) -> Float64s:
         return as_floats(table.column(self.by))
@@ -145,7 +149,7 @@ class Quantile(ScoreBudget):
         order = np.lexsort((value, group))
         ordered = group[order]
         begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else order
-        for first, last in zip(begins, np.r_[begins[1:], len(order)], strict=True):
+        for first, last in pairwise([*begins, len(order)]):
             rows = order[first:last]
             scored = value[rows][~np.isnan(value[rows])]  # nan sorts last
             if not len(scored):

@@ -58,7 +58,8 @@ class ExactDedup(RankedSelector):
         return rows * 120
 
     def select(self, table: Table) -> Drops:
-        columns = pa.concat_tables(list(table.signal(ContentKey())))
+        signal = ContentKey()
+        columns = pa.concat_tables([signal.fields().empty_table(), *table.signal(signal)])
         high, low = columns["key_hi"].to_numpy(), columns["key_lo"].to_numpy()
         ranking = self.ranking(table, columns["bytes"].to_numpy().astype(np.float64))
         first = first_with_pair(high, low).astype(np.int64)

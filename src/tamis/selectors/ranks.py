@@ -28,6 +28,9 @@ class RankedSelector(Selector):
     def reads(self) -> set[str]:
         return set() if self.rank == LONGEST else {self.rank}
 
+    def numbers(self) -> set[str]:
+        return self.reads()
+
     def ranking(self, table: Table, lengths: Float64s) -> Ranking:
         """Ranks of a table's rows; `lengths` are those of their texts."""
         value = lengths if self.rank == LONGEST else as_floats(table.column(self.rank))

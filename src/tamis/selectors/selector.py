@@ -16,6 +16,10 @@ class Selector(Operator):
         """Names of the scores and columns it needs beside its roles."""
         return set()
 
+    def numbers(self) -> set[str]:
+        """Those of `reads` that must be numbers or times."""
+        return set()
+
     def memory(self, rows: int, text_bytes: int) -> int:
         """Upper bound of the bytes it holds at once for a table of `rows`."""
         return rows * 64

@@ -63,7 +63,8 @@ class Table:
         chunks: list[pa.Array] = []
         for batch in self.batches([name]):
             chunks.append(batch[name])
-        return pa.chunked_array(chunks, self.corpus.schema.field(name).type)
+        kind = chunks[0].type if chunks else self.corpus.schema.field(name).type
+        return pa.chunked_array(chunks, kind)
 
     def _score(self, evaluated: Evaluated, name: str) -> pa.ChunkedArray:
         chunks: list[pa.Array] = []
@@ -158,5 +159,23 @@ class Table:
 
 
 def as_floats(column: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Numbers as float64, nan where null."""
-    return np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")))
+    """Numbers as float64 (times by their stored integer), nan where null.
+
+    Integers beyond 2**53 are rounded: rows that then tie are told apart by row_id.
+    """
+    kind = column.type
+    if pa.types.is_temporal(kind):
+        column = column.cast(pa.int32() if kind.bit_width == 32 else pa.int64())
+    return np.asarray(pc.fill_null(column.cast(pa.float64(), safe=False), float("nan")))
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether `as_floats` takes a column of this type."""
+    tests = (
+        pa.types.is_boolean,
+        pa.types.is_integer,
+        pa.types.is_floating,
+        pa.types.is_decimal,
+        pa.types.is_temporal,
+    )
+    return any(test(kind) for test in tests) and not pa.types.is_interval(kind)

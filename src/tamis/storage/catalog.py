@@ -1,5 +1,7 @@
 """DuckDB views over what a workspace holds. The catalog is made anew at the end of every run."""
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from tamis.storage.files import read_json, whole_file
 CATALOG = "catalog.duckdb"
 WORKSPACE_MANIFEST = "manifest.json"
 
+_FILE, _ROW = "__tamis_file", "__tamis_row"
 _ROW_ID = "format('{{:016x}}{{:016x}}', {0}_hi, {0}_lo)"
 
 
@@ -75,16 +78,30 @@ def _decisions() -> str:
 
 
 def _rows(workspace: Path, manifest: dict[str, Any]) -> str:
-    columns = ", ".join(f"c.{_name(column)}" for column in manifest["columns"])
+    named = [column for column in manifest["columns"] if column]  # SQL has no name for ''
+    columns = ", ".join(f"c.{_name(column)}" for column in named)
     head = f"SELECT {_ROW_ID.format('d.id')} AS row_id, d.copy, d.shard, d.row"
     files = list(dict.fromkeys(str(_absolute(workspace, s["path"])) for s in manifest["shards"]))
-    if not files:
-        nulls = ", ".join(f"NULL AS {_name(column)}" for column in manifest["columns"])
-        return f"CREATE VIEW rows AS {head}, {nulls} FROM ledger d"
-    source = _parquet(files, ", filename = true, file_row_number = true")
+    if not files or not named:
+        nulls = "".join(f", NULL AS {_name(column)}" for column in manifest["columns"] if column)
+        return f"CREATE VIEW rows AS {head}{nulls} FROM ledger d"
     return f"""CREATE VIEW rows AS {head}, {columns} FROM ledger d
     JOIN shards s ON s.shard = d.shard
-    JOIN {source} c ON c.filename = s.path AND c.file_row_number = s.first_row + d.row"""
+    JOIN {_numbered(files, named)} c ON c.{_FILE} = s.path AND c.{_ROW} = s.first_row + d.row"""
+
+
+def _numbered(files: list[str], columns: list[str]) -> str:
+    """The corpus with the file and the row in it, under names that no column has taken."""
+    if "file_row_number" not in map(str.lower, columns):
+        options = f", filename = '{_FILE}', file_row_number = true"
+        return f"(SELECT *, file_row_number AS {_ROW} FROM {_parquet(files, options)})"
+    # DuckDB's own numbering has that one name only.
+    each = (
+        f"SELECT *, {_quoted(file)} AS {_FILE}, row_number() OVER () - 1 AS {_ROW} "
+        f"FROM {_parquet([file])}"
+        for file in files
+    )
+    return f"({' UNION ALL BY NAME '.join(each)})"
 
 
 def _absolute(workspace: Path, path: str) -> Path:
@@ -152,17 +169,14 @@ def _runs(workspace: Path) -> str:
 def write_catalog(workspace: Path) -> Path:
     """Write ``catalog.duckdb`` aside and rename it into place."""
     path = workspace / CATALOG
-    made = statements(workspace)
-    with whole_file(path) as temporary:
-        # Attached, because connect() reads a question mark in a path as options.
-        with duckdb.connect() as connection:
-            connection.execute(f"ATTACH {_quoted(str(temporary))} AS catalog")
-            connection.execute("USE catalog")
-            for statement in made:
+    # Made elsewhere, because DuckDB reads some characters in a path as more than a name.
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / CATALOG
+        with duckdb.connect(str(made)) as connection:
+            for statement in statements(workspace):
                 connection.execute(statement)
-            connection.execute("USE memory")
-            connection.execute("DETACH catalog")
-        temporary.with_name(temporary.name + ".wal").unlink(missing_ok=True)
+        with whole_file(path) as temporary:
+            shutil.copyfile(made, temporary)
     return path
 
 

@@ -66,7 +66,7 @@ class Shard:
     def batches(
         self, columns: Sequence[str], batch_bytes: int = BATCH_BYTES
     ) -> Iterator[pa.RecordBatch]:
-        """Batches of about `batch_bytes` of some columns, in order.
+        """Batches of about `batch_bytes` of some columns, in order; view types as plain ones.
 
         Raises:
             RunError: if the file cannot be read any more, with file and row groups.
@@ -80,11 +80,10 @@ class Shard:
                 )
                 rows = max(1, min(batch_bytes // per_row, 1 << 20))
                 names = list(columns)
-                # Nested columns have several leaves: the order of the file is not asked's.
                 for batch in file.iter_batches(
                     batch_size=rows, row_groups=list(self.groups), columns=names, use_threads=False
                 ):
-                    yield batch.select(names)
+                    yield _without_views(batch.select(names))
         except (pa.ArrowException, OSError) as error:
             raise RunError(
                 f"cannot read row groups {self.groups.start} to {self.groups.stop - 1} "
@@ -109,8 +108,18 @@ class Shard:
     def table(self, columns: Sequence[str]) -> pa.Table:
         """The whole shard's columns."""
         schema = pq.read_schema(self.path)
-        fields = pa.schema([schema.field(name) for name in columns])
-        return pa.Table.from_batches(list(self.batches(columns)), schema=fields)
+        fields = [schema.field(name) for name in columns]
+        plain = pa.schema([f.with_type(_plain(f.type)) for f in fields])
+        return pa.Table.from_batches(list(self.batches(columns)), schema=plain)
+
+    def row_groups(self) -> "Iterator[Shard]":
+        """The shard's row groups, each as a shard."""
+        footer = pq.read_metadata(self.path)
+        begin = self.first_row
+        for g in self.groups:
+            rows = footer.row_group(g).num_rows
+            yield replace(self, groups=range(g, g + 1), rows=rows, first_row=begin)
+            begin += rows
 
 
 @dataclass(frozen=True)
@@ -261,6 +270,7 @@ def same_schema(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
         UserError: naming the first column that differs, as expected against found.
     """
     first_path, first = schemas[0]
+    optional = set()
     duplicate = [name for name in set(first.names) if first.names.count(name) > 1]
     if duplicate:
         raise UserError(f"two columns are named {duplicate[0]!r}", where=first_path)
@@ -268,13 +278,36 @@ def same_schema(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
         for name in [*first.names, *(n for n in schema.names if n not in first.names)]:
             expected = str(first.field(name).type) if name in first.names else "no such column"
             found = str(schema.field(name).type) if name in schema.names else "no such column"
+            if name in schema.names and schema.field(name).nullable:
+                optional.add(name)
             if expected != found:
                 raise UserError(
                     f"column {name!r}: expected {expected} (as in {first_path}), found {found}",
                     where=path,
                     mend="all files of a corpus share one schema: convert or leave out this file",
                 )
-    return first
+    fields = [f.with_nullable(True) if f.name in optional else f for f in first]
+    return pa.schema(fields, metadata=first.metadata)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type with offsets in place of views, for which pyarrow has no filter."""
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_plain(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([f.with_type(_plain(f.type)) for f in kind.fields])
+    return kind
+
+
+def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
+    schema = pa.schema([f.with_type(_plain(f.type)) for f in batch.schema])
+    return batch if schema == batch.schema else batch.cast(schema)
 
 
 def _bytes_of(footer: pq.FileMetaData, groups: range, columns: Sequence[str]) -> int:

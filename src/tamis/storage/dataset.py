@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from tamis.storage.corpus import MANIFEST, Corpus, Shard
 from tamis.storage.errors import RunError, UserError
@@ -124,7 +125,7 @@ class DatasetWriter:
                 _WRITER_VERSION,
                 pa.__version__,
                 shard.digest,
-                str(corpus.schema),
+                xxhash.xxh3_128_hexdigest(corpus.schema.serialize()),
                 np.packbits(inside).tobytes().hex() if not inside.all() else "all",
             ]
         )
@@ -178,6 +179,8 @@ class DatasetWriter:
 def _write_shard(schema: pa.Schema, shard: Shard, inside: npt.NDArray[np.bool_], path: Path) -> int:
     begin = written = pending_bytes = 0
     pending: list[pa.RecordBatch] = []
+    # Each row group has dictionaries of its own; joined, they might outgrow their indices.
+    dictionaries = any("dictionary<" in str(field.type) for field in schema)
     with pq.ParquetWriter(path, schema, compression="zstd", compression_level=1) as out:
 
         def flush() -> None:
@@ -189,14 +192,17 @@ def _write_shard(schema: pa.Schema, shard: Shard, inside: npt.NDArray[np.bool_],
                 pending.clear()
                 pending_bytes = 0
 
-        for batch in shard.batches(schema.names):
-            here = inside[begin : begin + batch.num_rows]
-            begin += batch.num_rows
-            found = batch if here.all() else batch.filter(pa.array(here))
-            if found.num_rows:
-                pending.append(found)
-                pending_bytes += found.nbytes
-            if pending_bytes >= GROUP_BYTES:
+        for group in shard.row_groups():
+            for batch in group.batches(schema.names):
+                here = inside[begin : begin + batch.num_rows]
+                begin += batch.num_rows
+                found = batch if here.all() else batch.filter(pa.array(here))
+                if found.num_rows:
+                    pending.append(found)
+                    pending_bytes += found.nbytes
+                if pending_bytes >= GROUP_BYTES:
+                    flush()
+            if dictionaries:
                 flush()
         flush()
     return written

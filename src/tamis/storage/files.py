@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import xxhash
 
 from tamis.storage.errors import RunError, UserError
@@ -59,15 +60,17 @@ def disk_errors(where: Path) -> Iterator[None]:
     """Say in one line that the disk is full or refuses; everything else passes."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+    except (OSError, pa.ArrowException) as error:
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise RunError(
                 "no space left on the disk",
                 where=str(where),
                 mend="free some space and run the same command again: finished steps are kept",
             ) from error
-        if error.errno in _NOT_WRITABLE:
-            raise UserError(f"cannot write ({error.strerror})", where=str(where)) from error
+        if number in _NOT_WRITABLE:
+            reason = os.strerror(number)
+            raise UserError(f"cannot write ({reason})", where=str(where)) from error
         raise
 
 
