@@ -55,20 +55,22 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
-        app()
-    except KeyboardInterrupt:
+        raise SystemExit(app(standalone_mode=False) or 0)
+    except (KeyboardInterrupt, typer.Abort):
         _fail("stopped; run the same command again to go on from here", 1)
     except Exception as error:
         if debug:
             raise
-        code = getattr(error, "exit_code", 1)
-        known = hasattr(error, "exit_code")
-        text = str(error) if known else f"{type(error).__name__}: {error} (--debug shows where)"
-        _fail(text, code)
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+        say = getattr(error, "format_message", error.__str__)
+        _fail(say(), code)  # says nothing where help has been printed already
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    print(f"tamis: {' '.join(text.split())}", file=sys.stderr)
+    if text:
+        print(f"tamis: {' '.join(text.split())}", file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 from tamis.storage.files import digest_file
 
 Key = tuple[int, int, int]
+Stages = list[dict[str, Any]]
 
 #: What a run computes beside the data; everything in these folders is compared byte by byte.
 SIDECARS = ("ids", "signals", "scores", "decisions", "edges", "ledger")
 
-STAGES: list[dict[str, Any]] = [
+STAGES: Stages = [
     {"operator": "text_stats"},
     {"operator": "where", "keep": {"short": "words >= 8", "long": "words <= 55"}},
     {"operator": "exact_dedup"},
@@ -131,7 +132,7 @@ def write_jsonl(path: Path, table: pa.Table) -> Path:
 def recipe(
     corpus: Path | str,
     output: Path | str | None,
-    stages: list[dict[str, Any]] | None = None,
+    stages: Stages | None = None,
     *,
     roles: dict[str, str] | None = None,
     corpus_options: dict[str, Any] | None = None,

@@ -16,6 +16,7 @@ from guarantee_tools import (
     SIDECARS,
     STAGES,
     Key,
+    Stages,
     decisions_by_row,
     digests,
     documents,
@@ -79,8 +80,8 @@ def test_the_same_run_in_another_folder_gives_the_same_bytes(
     assert first == second
     assert len({name.split("/")[0] for name in first}) == len(SIDECARS)
     data = [digests(home / "out") for home in homes]
-    for part in data:
-        del part["manifest.json"]
+    for found in data:
+        del found["manifest.json"]
     assert data[0] == data[1]
     for place in ("out", "out.tamis"):
         one, other = (_comparable(manifest_of(home / place), home) for home in homes)
@@ -160,7 +161,7 @@ def test_any_order_sharding_and_workers_give_the_same_decisions(
 def test_sample_quantile_and_groups_do_not_depend_on_order(
     tmp_path: Path, shuffled: pa.Table
 ) -> None:
-    stages = [
+    stages: Stages = [
         {"operator": "text_stats"},
         {"operator": "compression_ratio"},
         {"operator": "sample", "fraction": 0.8, "seed": 3},
@@ -223,7 +224,7 @@ def test_any_small_corpus_has_one_set_of_decisions(
     table = table_of(texts).set_column(0, "id", pa.array(names[: len(texts)]))
     order = list(range(len(texts)))
     random.Random(seed).shuffle(order)
-    stages = [
+    stages: Stages = [
         {"operator": "text_stats"},
         {"operator": "where", "keep": "words >= 2"},
         *STAGES[2:],

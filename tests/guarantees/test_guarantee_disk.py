@@ -65,7 +65,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_succeeds_with_space(
     assert digests(out) != before
 
 
-@pytest.mark.parametrize(("number", "step"), [(errno.ENOSPC, 1), (errno.EDQUOT, 9)])
+@pytest.mark.parametrize(("number", "step"), [(errno.ENOSPC, 2), (errno.EDQUOT, 9)])
 def test_no_space_at_any_write_is_one_line_and_can_be_gone_on_from(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, number: int, step: int
 ) -> None:
@@ -112,8 +112,9 @@ def _fail_at(patch: pytest.MonkeyPatch, call: int, number: int) -> Callable[[], 
 
         return write
 
-    patch.setattr(files, "sync", limited(files.sync))
-    patch.setattr(dataset, "sync", limited(dataset.sync))
+    sync = limited(files.sync)
+    patch.setattr(files, "sync", sync)
+    patch.setattr(dataset, "sync", sync)
     patch.setattr(pq, "write_table", limited(pq.write_table))
     patch.setattr(pq.ParquetWriter, "write_table", limited(pq.ParquetWriter.write_table))
     return lambda: left

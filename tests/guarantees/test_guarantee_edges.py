@@ -3,7 +3,7 @@
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from guarantee_tools import (
     STAGES,
     Outcome,
+    Stages,
     check_balance,
     decisions_by_row,
     documents,
@@ -35,7 +36,6 @@ import tamis
 from tamis.storage.catalog import query
 
 Command = Callable[..., Outcome]
-Stages = list[dict[str, Any]]
 
 NEAR: Stages = [{"operator": "near_dedup", "threshold": 0.8}]
 BOTH: Stages = [{"operator": "exact_dedup"}, *NEAR]
@@ -51,7 +51,7 @@ EVERY: Stages = [
 ]
 
 
-def _run(home: Path, texts: list[str | None], stages: Stages, **options: Any) -> list[str]:
+def _run(home: Path, texts: Sequence[str | None], stages: Stages, **options: Any) -> list[str]:
     """Texts kept, after the books have been checked."""
     source = write_parquet(home / "in.parquet", table_of(texts))
     tamis.run(recipe(source, home / "out", stages, **options))
@@ -378,13 +378,14 @@ def test_a_score_of_any_number_type_works_or_is_refused_by_name(
 ) -> None:
     table = table_of(["text of one", "text of two", "text of three", "text of three"])
     source = write_parquet(tmp_path / "in.parquet", table.append_column("score", column))
-    stage = {
+    parameters: dict[str, dict[str, Any]] = {
         "top": {"by": "score", "rows": 2},
         "quantile": {"by": "score", "low": 0.5},
         "exact_dedup": {"rank": "score"},
-    }[operator]
+    }
+    stage = {"operator": operator, **parameters[operator]}
     try:
-        tamis.run(recipe(source, tmp_path / "out", [{"operator": operator, **stage}]))
+        tamis.run(recipe(source, tmp_path / "out", [stage]))
     except tamis.UserError as error:
         told = str(error)
     else:

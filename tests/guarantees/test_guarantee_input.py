@@ -195,8 +195,8 @@ def test_too_many_bad_rows_stop_the_run_and_the_first_few_are_shown(
     bad = [11, 40, 41, 90]
     rows: list[dict[str, Any]] = table_of(documents(13, 300)).to_pylist()
     lines = [json.dumps(row) for row in rows]
-    for line in bad:
-        lines[line - 1] = "{oops" if kind == "bad lines" else json.dumps({"id": f"n{line}"})
+    for number in bad:
+        lines[number - 1] = "{oops" if kind == "bad lines" else json.dumps({"id": f"n{number}"})
     source = tmp_path / "in.jsonl"
     source.write_text("\n".join(lines) + "\n")
     out = tmp_path / "out"

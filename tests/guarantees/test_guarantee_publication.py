@@ -276,7 +276,7 @@ def test_a_run_is_refused_while_another_is_under_way_in_its_workspace(
 ) -> None:
     source = write_parquet(tmp_path / "in.parquet", table_of(documents(13, 4000)), 500)
     out = tmp_path / "out"
-    arguments = [sys.executable, "-m", "tamis.cli", "dedup", source, out, "--id", "id"]
+    arguments = [sys.executable, "-m", "tamis.cli", "dedup", str(source), str(out), "--id", "id"]
     other = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not (workspace_of(out) / "ids").exists():
         assert other.poll() is None

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from guarantee_tools import (
     SIDECARS,
+    Stages,
     check_balance,
     decisions_by_row,
     digests,
@@ -229,7 +230,7 @@ def test_a_file_added_costs_only_its_own_signals(
     texts = documents(24, 400)
     write_parquet(tmp_path / "in/b.parquet", table_of(texts[:150]), 50)
     write_parquet(tmp_path / "in/m.parquet", table_of(texts[150:300], 150), 50)
-    stages = [{"operator": "text_stats"}, {"operator": "near_dedup", "threshold": 0.8}]
+    stages: Stages = [{"operator": "text_stats"}, {"operator": "near_dedup", "threshold": 0.8}]
     out, clean = tmp_path / "out", tmp_path / "clean"
     options = {"shard_bytes": 1}
     tamis.run(recipe(tmp_path / "in", out, stages, corpus_options=options))

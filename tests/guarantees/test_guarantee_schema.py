@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from guarantee_tools import (
+    Stages,
     check_balance,
     decisions_by_row,
     documents,
@@ -134,7 +135,7 @@ def _check(source: Path, out: Path, place: Path) -> pa.Table:
     return found
 
 
-STAGES = [
+STAGES: Stages = [
     {"operator": "near_dedup"},
     {"operator": "sample", "rows": 30},
 ]

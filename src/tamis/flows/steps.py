@@ -25,7 +25,7 @@ from tamis.storage.ingest import UNREAD, line_of
 from tamis.storage.kernels import Int64s, in_threads
 from tamis.storage.ledger import DECISION, QUARANTINED, RULES, Drops
 from tamis.storage.rows import Rows
-from tamis.storage.sidecar import PLACE, sidecar_once, sidecar_path
+from tamis.storage.sidecar import PLACE, Part, sidecar_once, sidecar_path
 
 Progress = Callable[[str, int, int], None]
 
@@ -378,7 +378,7 @@ def write_ledger(run: Run) -> list[Path]:
     def work(shard: Shard) -> Path:
         key = digest_of([step, shard.digest])
         path = sidecar_path(run.workspace / "ledger", shard, key)
-        sidecar_once(path, shard, key, lambda: _decisions_of(run, drops, shard))
+        sidecar_once(path, shard, key, DECISION, lambda: _decisions_of(run, drops, shard))
         return path
 
     if not run.corpus.shards:
@@ -441,7 +441,7 @@ def _part_of(run: Run, drops: pa.Table, shard: Shard) -> pa.Table:
     return drops.slice(int(first), int(last - first))
 
 
-def _decisions_of(run: Run, drops: pa.Table, shard: Shard) -> tuple[Int64s, pa.Table]:
+def _decisions_of(run: Run, drops: pa.Table, shard: Shard) -> Iterator[Part]:
     here = run.rows.of(shard)
     part = _part_of(run, drops, shard)
     count = shard.rows
@@ -465,7 +465,8 @@ def _decisions_of(run: Run, drops: pa.Table, shard: Shard) -> tuple[Int64s, pa.T
         **{name: taken[name] for name in _DROP_COLUMNS},
     }
     table = pa.table({name: columns[name] for name in DECISION.names}, schema=DECISION)
-    return np.arange(count, dtype=np.int64), table
+    for batch in table.combine_chunks().to_batches():
+        yield np.arange(count, dtype=np.int64), batch
 
 
 def groups_lost_whole(run: Run) -> dict[str, int]:

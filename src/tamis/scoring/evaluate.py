@@ -12,9 +12,15 @@ import xxhash
 from tamis.scoring.operator import RowScorer
 from tamis.storage.corpus import Corpus, Shard
 from tamis.storage.files import digest_of
-from tamis.storage.kernels import Int64s, in_threads
+from tamis.storage.kernels import in_threads
 from tamis.storage.rows import Rows
-from tamis.storage.sidecar import read_sidecar, sidecar_once, sidecar_path
+from tamis.storage.sidecar import (
+    Part,
+    read_sidecar,
+    sidecar_batches,
+    sidecar_once,
+    sidecar_path,
+)
 
 Mask = npt.NDArray[np.bool_]
 Progress = Callable[[int], None]
@@ -29,8 +35,13 @@ class Evaluated:
     paths: tuple[Path, ...]
     steps: tuple[str, ...]
 
-    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The sidecars' columns, shard by shard (``shard`` and ``row`` too if not named)."""
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The sidecars' columns, shard by shard in bounded batches."""
+        for shard, path, step in zip(self.shards, self.paths, self.steps, strict=True):
+            yield from sidecar_batches(path, shard, step, columns)
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The sidecars' columns, one table a shard."""
         for shard, path, step in zip(self.shards, self.paths, self.steps, strict=True):
             yield read_sidecar(path, shard, step, columns)
 
@@ -65,7 +76,8 @@ def evaluate(
     def work(shard: Shard) -> tuple[Path, str]:
         path, step = place(shard)
         seen = kept[rows.of(shard)]
-        sidecar_once(path, shard, step, lambda: _compute(operator, shard, seen, read))
+        fields = operator.fields()
+        sidecar_once(path, shard, step, fields, lambda: _compute(operator, shard, seen, read))
         if progress is not None:
             progress(shard.rows)
         return path, step
@@ -81,15 +93,13 @@ def evaluate(
 
 def _compute(
     operator: RowScorer, shard: Shard, seen: Mask, read: Mapping[str, str]
-) -> tuple[Int64s, pa.Table]:
-    parts: list[pa.RecordBatch] = []
+) -> Iterator[Part]:
     begin = 0
     for batch in shard.batches(list(read.values())):
         inside = seen[begin : begin + batch.num_rows]
-        begin += batch.num_rows
         named = batch.rename_columns(list(read))
         if not inside.all():
             named = named.filter(pa.array(inside))
         if named.num_rows:
-            parts.append(operator.compute(named))
-    return np.flatnonzero(seen), pa.Table.from_batches(parts, schema=operator.fields())
+            yield begin + np.flatnonzero(inside), operator.compute(named)
+        begin += batch.num_rows

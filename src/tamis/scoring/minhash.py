@@ -155,12 +155,9 @@ class Signatures(NamedTuple):
             *(array[at] for array in self),
         )
 
-    def put(self, at: slice, columns: pa.Table) -> None:
+    def put(self, at: slice, columns: pa.RecordBatch) -> None:
         """Copy stored signatures (the fields of `MinHashSignature`) into places `at`."""
-        done = at.start
-        for chunk in columns["signature"].chunks:
-            self.matrix[done : done + len(chunk)] = signature_matrix(chunk)
-            done += len(chunk)
+        self.matrix[at] = signature_matrix(columns["signature"])
         for array, name in zip(self[1:], ("multiset", "shingles", "characters"), strict=True):
             array[at] = columns[name].to_numpy()
 

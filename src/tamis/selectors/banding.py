@@ -10,6 +10,7 @@ from tamis.scoring.minhash import UInt32s
 from tamis.storage.grouping import Int32s, counting_sort, first_with_key
 from tamis.storage.kernels import KERNEL, Int64s, UInt64s, even_cuts, fmix64, in_threads
 
+_NOTHING = (np.zeros(0, np.int32), np.zeros(0, np.int32))
 #: Band keys held in memory together: 8 bytes a row each.
 BANDS_AT_ONCE = 5
 
@@ -119,22 +120,23 @@ def bucket_lists(shared: list[tuple[Int32s, Int32s]], rank_of: Int32s, ranked: i
     """Bring the buckets of all bands into one list, rows renamed to their rank.
 
     Args:
-        shared: as `shared_buckets` returns it.
+        shared: as `shared_buckets` returns it; emptied.
         rank_of: for every row its place among the `ranked` rows, best first; -1 for the others.
     """
-    names, rows, bands = [], [], []
-    buckets = 0
+    entries = sum(len(members) for members, _ in shared)
+    entry_row, entry_bucket = np.empty(entries, np.int32), np.empty(entries, np.int32)
+    bands: list[npt.NDArray[np.int16]] = []
+    buckets = done = 0
     for band, (members, bucket) in enumerate(shared):
+        shared[band] = _NOTHING  # the lists of all bands are large: none is held twice
         distinct, name = np.unique(bucket, return_inverse=True)
-        names.append((name + buckets).astype(np.int32))
-        rows.append(rank_of[members])
+        here = slice(done, done + len(members))
+        entry_row[here] = rank_of[members]
+        entry_bucket[here] = name + buckets
         bands.append(np.full(len(distinct), band, np.int16))
         buckets += len(distinct)
-    entry_row = np.concatenate(rows) if rows else np.zeros(0, np.int32)
-    entry_bucket = np.concatenate(names) if names else np.zeros(0, np.int32)
-    return grouped(
-        entry_row, entry_bucket, np.concatenate(bands) if bands else np.zeros(0, np.int16), ranked
-    )
+        done += len(members)
+    return grouped(entry_row, entry_bucket, np.concatenate(bands), ranked)
 
 
 def grouped(

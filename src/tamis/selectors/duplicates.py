@@ -12,8 +12,8 @@ from tamis.scoring.minhash import Signatures
 from tamis.scoring.shingles import ShingleSets
 from tamis.selectors.banding import Banding, bucket_lists, shared_buckets
 from tamis.selectors.jaccard import Float64s, exact_jaccard
-from tamis.selectors.survivors import sketch_of, survivors
-from tamis.storage.grouping import first_with_pair
+from tamis.selectors.survivors import Verify, sketch_of, survivors
+from tamis.storage.grouping import Int32s, first_with_pair
 from tamis.storage.kernels import KERNEL, Int64s, UInt64s, fmix64, in_threads
 
 #: Shingles whose sets are held at a time while pairs are verified (8 bytes each).
@@ -106,25 +106,25 @@ def _collapse(found: Signatures, ranking: Ranking, workers: int) -> tuple[Int64s
     return left, collapsed, stands_for[collapsed]
 
 
-def _verifier(
-    ranked: Int64s, counts: Int64s, sets_of: SetSource, workers: int
-) -> Callable[[Int64s, Int64s], Float64s]:
+def _verifier(ranked: Int64s, counts: Int64s, sets_of: SetSource, workers: int) -> Verify:
     """Exact similarity of pairs of ranks, in blocks that bound the sets in memory."""
 
-    def verify(left: Int64s, right: Int64s) -> Float64s:
-        order = np.lexsort((left, right))
-        hub, mate = ranked[right[order]], ranked[left[order]]
-        new_hub = np.r_[True, hub[1:] != hub[:-1]]
-        cost = np.cumsum(counts[mate] + np.where(new_hub, counts[hub], 0))
+    def verify(left: Int32s, right: Int32s) -> Float64s:
         values = np.empty(len(left), np.float64)
+        again = np.zeros(len(left), np.bool_)
+        again[1:] = left[1:] == left[:-1]
+        cost = np.cumsum(counts[ranked[right]] + np.where(again, 0, counts[ranked[left]]))
         begin = 0
-        while begin < len(hub):
+        while begin < len(left):
             spent = cost[begin - 1] if begin else 0
             end = max(begin + 1, int(np.searchsorted(cost, spent + SHINGLES_AT_ONCE)))
             block = slice(begin, end)
-            rows, place = np.unique(np.r_[hub[block], mate[block]], return_inverse=True)
-            a, b = place[: end - begin], place[end - begin :]
-            values[order[block]] = exact_jaccard(sets_of(rows), a, b, workers)
+            rows, place = np.unique(
+                np.concatenate([ranked[left[block]], ranked[right[block]]]), return_inverse=True
+            )
+            values[block] = exact_jaccard(
+                sets_of(rows), place[: end - begin], place[end - begin :], workers
+            )
             begin = end
         return values
 

@@ -59,7 +59,7 @@ class ExactDedup(RankedSelector):
 
     def select(self, table: Table) -> Drops:
         signal = ContentKey()
-        columns = pa.concat_tables([signal.fields().empty_table(), *table.signal(signal)])
+        columns = pa.Table.from_batches(list(table.signal(signal)), schema=signal.fields())
         high, low = columns["key_hi"].to_numpy(), columns["key_lo"].to_numpy()
         ranking = self.ranking(table, columns["bytes"].to_numpy().astype(np.float64))
         first = first_with_pair(high, low).astype(np.int64)

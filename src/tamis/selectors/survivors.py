@@ -1,9 +1,10 @@
 """Which of many near-duplicates stay: the greedy maximal independent set in rank order.
 
 A row is dropped exactly if a better-ranked row that stays is its verified duplicate. The
-comparisons that this takes are drawn in rounds: every undecided row asks for its best-ranked
-bucket mates first (star edges), the pairs asked for are verified together, what they decide is
-decided, and the rest asks again. A cluster of n copies thus costs n comparisons, not n**2 / 2.
+comparisons that this takes are drawn in rounds. In the first two every undecided row asks for a
+few of its best-ranked bucket mates only (star edges): a cluster of n copies so costs a few n
+comparisons, not n**2 / 2. What is left then asks for all it needs, as many pairs a round as there
+is room for; the pairs asked for are verified together, and what they decide is decided.
 
 A bucket of thousands of rows that are not duplicates (documents of one template) would still be
 quadratic. Where such a bucket stops deciding rows it is split by a further signature row, as if
@@ -11,7 +12,7 @@ its band were longer; splits are counted and reported.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,16 +27,42 @@ UNDECIDED, KEPT, DROPPED = 0, 1, 2
 
 #: Buckets above this size may be split; below it all comparisons are made.
 OVERSIZED = 256
-#: In an oversized bucket a row looks at this many mates a round.
+#: While stars are drawn, a row looks at this many mates a round in an oversized bucket.
 REACH = 16
-#: An oversized bucket is split once a round decides less than this share of the undecided rows.
+#: Rounds in which stars are drawn, and the pairs that a row may ask for in each of them.
+STAR_ROUNDS, STAR_EDGES = 2, 4
+#: After them, oversized buckets are split once a round decides less than this share of the rows
+#: that they hold up.
 MIN_PROGRESS = 0.05
+#: Pairs verified in one round, for each row and at least.
+PAIRS_PER_ROW, MIN_PAIRS = 8, 1 << 20
 
-#: Pairs a row asks for in the first round; each further round asks for as many times more, up to
-#: the maximum. Rounds cost a reading of the texts, comparisons little.
-FIRST_QUOTA, MAX_QUOTA = 4, 64
+Verify = Callable[[Int32s, Int32s], Float64s]
 
-Verify = Callable[[Int64s, Int64s], Float64s]
+
+class Pairs(NamedTuple):
+    """Verified pairs of ranks, sorted by `row`; `other` is the better one."""
+
+    row: Int32s
+    other: Int32s
+    value: Float64s
+
+    @classmethod
+    def none(cls) -> Self:
+        return cls(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float64))
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> Self:
+        return type(self)(self.row[mask], self.other[mask], self.value[mask])
+
+    def joined(self, more: Self) -> Self:
+        """These and more, sorted again."""
+        if not len(self.row):
+            return more
+        row = np.concatenate([self.row, more.row])
+        order = np.argsort(row, kind="stable")
+        other = np.concatenate([self.other, more.other])
+        value = np.concatenate([self.value, more.value])
+        return type(self)(row[order], other[order], value[order])
 
 
 class Survival(NamedTuple):
@@ -44,7 +71,7 @@ class Survival(NamedTuple):
     kept: npt.NDArray[np.bool_]
     partner: Int32s
     similarity: Float64s
-    edges: tuple[Int32s, Int32s, Float64s]
+    edges: Pairs
     verified: int
     rounds: int
     splits: int
@@ -72,12 +99,12 @@ def _round(  # type: ignore[no-untyped-def]
     bucket_start,
     members,
     cursor,
-    known_head,
-    known_next,
+    known_start,
     known_other,
     known_value,
     threshold,
     quota,
+    reach,
     wanted_row,
     wanted_other,
 ):
@@ -85,32 +112,37 @@ def _round(  # type: ignore[no-untyped-def]
 
     Returns the number of pairs wanted, rows decided, and rows held up by an oversized bucket.
     """
+    room = wanted_row.shape[0]
     wanted = 0
     decided = 0
     held_up = 0
+    met = np.full(state.shape[0], -1, np.int32)  # the last row that knows or asks for this one
     for row in range(state.shape[0]):
         if state[row] != UNDECIDED:
             continue
+        if wanted == room:
+            break
         waits = False
-        edge = known_head[row]
-        while edge >= 0:
+        for edge in range(known_start[row], known_start[row + 1]):
             other = known_other[edge]
-            if known_value[edge] >= threshold:
-                if state[other] == KEPT:
-                    # Best similarity, then best rank, among the verified partners that stay.
-                    better = known_value[edge] > similarity[row]
-                    if better or (known_value[edge] == similarity[row] and other < partner[row]):
-                        partner[row] = other
-                        similarity[row] = known_value[edge]
-                elif state[other] == UNDECIDED:
-                    waits = True
-            edge = known_next[edge]
+            met[other] = row
+            if known_value[edge] < threshold:
+                continue
+            if state[other] == KEPT:
+                # Best similarity, then best rank, among the verified partners that stay.
+                better = known_value[edge] > similarity[row]
+                if better or (known_value[edge] == similarity[row] and other < partner[row]):
+                    partner[row] = other
+                    similarity[row] = known_value[edge]
+            elif state[other] == UNDECIDED:
+                waits = True
         if partner[row] >= 0:
             state[row] = DROPPED
             decided += 1
             continue
         if waits:
             continue
+        limit = min(room, wanted + quota)
         first_wanted = wanted
         cut_short = False
         for entry in range(row_start[row], row_start[row + 1]):
@@ -120,49 +152,30 @@ def _round(  # type: ignore[no-untyped-def]
             at = cursor[entry]
             settled = True
             looked = 0
-            while at < end:
+            while at < end and wanted < limit:
                 other = members[at]
                 if other >= row:
                     break
                 if state[other] != DROPPED:
-                    if oversized and looked == REACH:
+                    if oversized and looked == reach:
                         cut_short = True
                         break
                     looked += 1
-                    if _estimate(sketch, row, other) >= min_equal:
-                        known = False
-                        edge = known_head[row]
-                        while edge >= 0:
-                            if known_other[edge] == other:
-                                known = True
-                                break
-                            edge = known_next[edge]
-                        if not known:
-                            asked = False
-                            for w in range(first_wanted, wanted):
-                                if wanted_other[w] == other:
-                                    asked = True
-                                    break
-                            if not asked:
-                                wanted_row[wanted] = row
-                                wanted_other[wanted] = other
-                                wanted += 1
-                            settled = False
+                    if met[other] != row and _estimate(sketch, row, other) >= min_equal:
+                        met[other] = row
+                        wanted_row[wanted] = row
+                        wanted_other[wanted] = other
+                        wanted += 1
+                        settled = False
                 at += 1
                 if settled:
                     cursor[entry] = at
-                if wanted - first_wanted >= quota:
-                    break
-            if wanted - first_wanted >= quota:
-                break
         if wanted == first_wanted:
             if cut_short:
                 held_up += 1
             else:
                 state[row] = KEPT
                 decided += 1
-        if wanted + quota > wanted_row.shape[0]:
-            break
     return wanted, decided, held_up
 
 
@@ -212,29 +225,24 @@ def survivors(
     Args:
         buckets: shared buckets, rows numbered by rank (0 is best).
         sketch: ``(rows, num_perm)`` uint8, low bytes of the signatures (b-bit MinHash, Li and
-            König 2010). It may only reject a pair: three standard deviations under `edge_floor`.
-        verify: exact similarity of pairs of ranks.
+            König 2010). It may only reject a pair.
+        verify: exact similarity of pairs of ranks, sorted by the first.
         threshold: Jaccard similarity from which two rows are duplicates.
         edge_floor: verified pairs down to this similarity are returned as edges.
         progress: called with rows decided and rows in all.
     """
-    rows, num_perm = sketch.shape
-    floor = min(edge_floor, threshold)
-    spread = np.sqrt(floor * (1 - floor) * num_perm)
-    min_equal = int(np.floor(floor * num_perm - 3 * spread))
+    rows = len(sketch)
+    min_equal = _least_equal(sketch.shape[1], threshold, edge_floor)
     state = np.zeros(rows, np.uint8)
     partner = np.full(rows, -1, np.int32)
     similarity = np.zeros(rows, np.float64)
-    known_head = np.full(rows, -1, np.int64)
-    known_next = np.zeros(0, np.int64)
-    known_row, known_other = np.zeros(0, np.int32), np.zeros(0, np.int32)
-    known_value = np.zeros(0, np.float64)
-    room = max(4 * rows, 1 << 16)
+    known = Pairs.none()
+    edges = [known]
+    room = max(PAIRS_PER_ROW * rows, MIN_PAIRS)
     wanted_row, wanted_other = np.empty(room, np.int32), np.empty(room, np.int32)
-    cursor = _cursors(buckets)
-    row_start = np.searchsorted(buckets.entry_row, np.arange(rows + 1)).astype(np.int64)
-    rounds = splits = done = 0
-    quota = FIRST_QUOTA
+    cursor, row_start = _cursors(buckets), _row_starts(buckets.entry_row, rows)
+    rounds = splits = done = verified = 0
+    split_yet = False
     while done < rows:
         rounds += 1
         wanted, decided, held_up = _round(
@@ -248,48 +256,59 @@ def survivors(
             buckets.start,
             buckets.members,
             cursor,
-            known_head,
-            known_next,
-            known_other,
-            known_value,
+            _row_starts(known.row, rows),
+            known.other,
+            known.value,
             threshold,
-            quota,
+            STAR_EDGES if rounds <= STAR_ROUNDS else room,
+            room if split_yet else REACH,
             wanted_row,
             wanted_other,
         )
         done += decided
+        verified += wanted
         if progress is not None:
             progress(done, rows)
-        if wanted:
-            left, right = wanted_row[:wanted].copy(), wanted_other[:wanted].copy()
-            values = verify(left.astype(np.int64), right.astype(np.int64))
-            base = len(known_value)
-            known_row = np.concatenate([known_row, left])
-            known_other = np.concatenate([known_other, right])
-            known_value = np.concatenate([known_value, values])
-            known_next = np.concatenate([known_next, np.zeros(wanted, np.int64)])
-            _link(known_head, known_next, left, base)
-        stuck = rounds > 2 and decided < MIN_PROGRESS * held_up
-        if stuck and not splits:
+        left, right = wanted_row[:wanted].copy(), wanted_other[:wanted].copy()
+        found = Pairs(left, right, verify(left, right))
+        edges.append(found.where(found.value >= edge_floor))
+        # What an undecided row knows must be remembered, so that it does not ask again.
+        known = known.where(state[known.row] == UNDECIDED).joined(found)
+        if rounds > STAR_ROUNDS and not split_yet and decided < MIN_PROGRESS * held_up:
             buckets, splits = _split(buckets, state, sketch, banding)
-            cursor = _cursors(buckets)
-            row_start = np.searchsorted(buckets.entry_row, np.arange(rows + 1)).astype(np.int64)
-        quota = min(FIRST_QUOTA * quota, MAX_QUOTA)
-    edge = known_value >= edge_floor
-    edges = (known_row[edge], known_other[edge], known_value[edge])
-    return Survival(state == KEPT, partner, similarity, edges, len(known_value), rounds, splits)
+            cursor, row_start = _cursors(buckets), _row_starts(buckets.entry_row, rows)
+            split_yet = True
+    row, other, value = (np.concatenate(part) for part in zip(*edges, strict=True))
+    stored = Pairs(row, other, value)
+    return Survival(state == KEPT, partner, similarity, stored, verified, rounds, splits)
 
 
-def _cursors(buckets: Buckets) -> Int64s:
-    return buckets.start[:-1][buckets.entry_bucket].copy()
+def _least_equal(num_perm: int, threshold: float, edge_floor: float) -> int:
+    """Equal places below which a sketch clearly rejects a pair.
+
+    That is 4.5 standard deviations below what a pair at the threshold has (one in 300,000 has
+    less), but no less than three below a pair at the edge floor. Equal low bytes of different
+    values only add to the count.
+    """
+
+    def places(similarity: float, deviations: float) -> float:
+        spread = np.sqrt(similarity * (1 - similarity) * num_perm)
+        return float(similarity * num_perm - deviations * spread)
+
+    floor = max(0.0, min(edge_floor, threshold))
+    return int(np.floor(max(places(threshold, 4.5), places(floor, 3))))
 
 
-@njit(**KERNEL)
-def _link(head, following, rows, base):  # type: ignore[no-untyped-def]
-    """Chain new known pairs to their row."""
-    for i in range(rows.shape[0]):
-        following[base + i] = head[rows[i]]
-        head[rows[i]] = base + i
+def _row_starts(rows_of: Int32s, rows: int) -> Int64s:
+    """Where each row's run begins in a sorted list of rows, and the length last."""
+    start: Int64s = np.zeros(rows + 1, np.int64)
+    np.cumsum(np.bincount(rows_of, minlength=rows), out=start[1:])
+    return start
+
+
+def _cursors(buckets: Buckets) -> Int32s:
+    """For every membership, the place in the bucket's list to look at next."""
+    return buckets.start[:-1].astype(np.int32)[buckets.entry_bucket]
 
 
 def sketch_of(signatures: npt.NDArray[np.uint32]) -> Bytes:

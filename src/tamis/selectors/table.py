@@ -110,8 +110,8 @@ class Table:
                 yield pa.record_batch(parts)
                 done += found.num_rows
 
-    def signal(self, operator: RowScorer) -> Iterator[pa.Table]:
-        """A signal's columns for the rows still kept, shard by shard, computed where missing."""
+    def signal(self, operator: RowScorer) -> Iterator[pa.RecordBatch]:
+        """A signal's columns for the rows still kept, in batches, computed where missing."""
         done = 0
 
         def advance(rows: int) -> None:
@@ -129,7 +129,7 @@ class Table:
             folder,
             workers=self.workers,
             progress=advance,
-        ).tables(operator.fields().names)
+        ).batches(operator.fields().names)
 
     def map_text(
         self, role: str, wanted: Int64s, function: Callable[[pa.Array, Int64s, slice], None]

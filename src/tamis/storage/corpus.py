@@ -24,6 +24,8 @@ SHARDS_PER_FILE = 16
 MIN_SHARD_BYTES, MAX_SHARD_BYTES = 32 << 20, 512 << 20
 #: Bytes of columns read at a time.
 BATCH_BYTES = 32 << 20
+#: And at most so many rows, because what is computed for a row may be larger than the row.
+BATCH_ROWS = 1 << 16
 #: Name of the file beside a dataset's shards that says how it came to be.
 MANIFEST = "manifest.json"
 #: Column of an ingested shard that holds the line a row came from; never shown or written out.
@@ -78,7 +80,7 @@ class Shard:
                 per_row = max(
                     1, _bytes_of(file.metadata, self.groups, columns) // max(1, self.rows)
                 )
-                rows = max(1, min(batch_bytes // per_row, 1 << 20))
+                rows = max(1, min(batch_bytes // per_row, BATCH_ROWS))
                 names = list(columns)
                 for batch in file.iter_batches(
                     batch_size=rows, row_groups=list(self.groups), columns=names, use_threads=False

@@ -69,7 +69,7 @@ def counting_sort(keys, groups):  # type: ignore[no-untyped-def]
     for g in range(groups):
         start[g + 1] += start[g]
     cursor = start[:-1].copy()
-    order = np.empty(keys.shape[0], np.int64)
+    order = np.empty(keys.shape[0], np.int32)
     for i in range(keys.shape[0]):
         g = keys[i]
         order[cursor[g]] = i

@@ -1,5 +1,6 @@
 """Who is who: row ids, copies, and the rows that cannot be used."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +16,13 @@ from tamis.storage.grouping import first_with_pair
 from tamis.storage.hashing import hash_batch, hex_ids
 from tamis.storage.ingest import line_of
 from tamis.storage.kernels import Int64s, UInt64s, in_threads
-from tamis.storage.sidecar import read_sidecar, sidecar_once, sidecar_path
+from tamis.storage.sidecar import Part, read_sidecar, sidecar_once, sidecar_path
 
 UInt32s = npt.NDArray[np.uint32]
 OnDuplicateId = Literal["error", "copy"]
 
 _IDENTITY_VERSION = 1
+_IDS = pa.schema([("id_hi", pa.uint64()), ("id_lo", pa.uint64()), ("unusable", pa.bool_())])
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ def identify(
 
     def ids_of(shard: Shard) -> pa.Table:
         path = sidecar_path(folder, shard, digest_of([step, shard.digest]))
-        sidecar_once(path, shard, step, lambda: _hash_rows(shard, identity, required))
-        return read_sidecar(path, shard, step)
+        sidecar_once(path, shard, step, _IDS, lambda: _hash_rows(shard, identity, required))
+        return read_sidecar(path, shard, step, _IDS.names)
 
     tables = in_threads(ids_of, corpus.shards, workers)
     start = np.cumsum([0, *(shard.rows for shard in corpus.shards)]).astype(np.int64)
@@ -86,25 +88,18 @@ def _joined(tables: list[pa.Table], name: str) -> npt.NDArray[Any]:
     return np.concatenate(parts) if parts else np.zeros(0, kind)
 
 
-def _hash_rows(shard: Shard, identity: list[str], required: list[str]) -> tuple[Int64s, pa.Table]:
-    high, low, null = [], [], []
+def _hash_rows(shard: Shard, identity: list[str], required: list[str]) -> Iterator[Part]:
     required = [name for name in required if shard.may_be_null(name)]
+    begin = 0
     for batch in shard.batches(list(dict.fromkeys([*identity, *required]))):
         hashes = hash_batch(batch.select(identity))
-        high.append(hashes.high)
-        low.append(hashes.low)
         missing = np.zeros(batch.num_rows, np.bool_)
         for name in required:
             missing |= np.asarray(batch[name].is_null())
-        null.append(missing)
-    table = pa.table(
-        {
-            "id_hi": np.concatenate(high),
-            "id_lo": np.concatenate(low),
-            "unusable": pa.array(np.concatenate(null)),
-        }
-    )
-    return np.arange(shard.rows, dtype=np.int64), table
+        columns = [pa.array(hashes.high), pa.array(hashes.low), pa.array(missing)]
+        rows = np.arange(begin, begin + batch.num_rows, dtype=np.int64)
+        yield rows, pa.record_batch(columns, schema=_IDS)
+        begin += batch.num_rows
 
 
 def _number_copies(

@@ -4,7 +4,7 @@ A sidecar's footer says the step it is of, the shard it belongs to and how many 
 each is checked whenever it is read, so a file can never be joined to the wrong rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,38 +29,35 @@ def sidecar_path(folder: Path, shard: Shard, step: str) -> Path:
     return folder / f"{shard.digest[:16]}-{step[:16]}.parquet"
 
 
-def write_sidecar(path: Path, shard: Shard, step: str, rows: Int64s, columns: pa.Table) -> None:
-    """Write columns for some rows of a shard (ascending), as a whole file.
+#: Some rows of a shard (ascending positions), and a column value for each.
+Part = tuple[Int64s, pa.RecordBatch]
 
-    Args:
-        step: key of the step that computed them.
-        rows: positions in the shard, one for each row of `columns`.
-    """
-    named = pa.DictionaryArray.from_arrays(np.zeros(len(rows), np.int32), [shard.digest])
-    place = [named, pa.array(rows)]
+
+def _write(path: Path, shard: Shard, step: str, columns: pa.Schema, parts: Iterable[Part]) -> None:
     schema = pa.schema(
-        [*PLACE, *columns.schema],
+        [*PLACE, *columns],
         metadata={
             _STEP: step.encode(),
             _SHARD: shard.digest.encode(),
             _ROWS: str(shard.rows).encode(),
         },
     )
-    table = pa.table([*place, *columns.columns], schema=schema)
     # Hashes and signatures are random bytes: neither a dictionary nor zstd makes them smaller.
-    random = [f.name for f in schema if pa.types.is_fixed_size_binary(f.type)] + [
-        f.name for f in schema if f.type == pa.uint64()
+    random = [
+        f.name for f in schema if pa.types.is_fixed_size_binary(f.type) or f.type == pa.uint64()
     ]
-    with whole_file(path) as temporary:
-        pq.write_table(
-            table,
-            temporary,
-            compression={name: "NONE" if name in random else "ZSTD" for name in schema.names},
-            compression_level={name: 1 for name in schema.names if name not in random},
-            use_dictionary=["shard", *(f.name for f in schema if pa.types.is_string(f.type))],
-            column_encoding={"row": "DELTA_BINARY_PACKED"},
-            write_statistics=[name for name in schema.names if name not in random],
-        )
+    options = {
+        "compression": {name: "NONE" if name in random else "ZSTD" for name in schema.names},
+        "compression_level": {name: 1 for name in schema.names if name not in random},
+        "use_dictionary": ["shard", *(f.name for f in schema if pa.types.is_string(f.type))],
+        "column_encoding": {"row": "DELTA_BINARY_PACKED"},
+        "write_statistics": [name for name in schema.names if name not in random],
+    }
+    with whole_file(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as out:
+        for rows, batch in parts:
+            named = pa.DictionaryArray.from_arrays(np.zeros(len(rows), np.int32), [shard.digest])
+            values = [named, pa.array(rows), *batch.columns]
+            out.write_table(pa.table(values, schema=schema), row_group_size=max(1, len(rows)))
 
 
 def is_done(path: Path, shard: Shard, step: str) -> bool:
@@ -73,10 +70,10 @@ def is_done(path: Path, shard: Shard, step: str) -> bool:
         return False
 
 
-def read_sidecar(
-    path: Path, shard: Shard, step: str, columns: Sequence[str] | None = None
-) -> pa.Table:
-    """A sidecar's columns (all of them if not named).
+def sidecar_batches(
+    path: Path, shard: Shard, step: str, columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """A sidecar's columns in bounded batches.
 
     Raises:
         RunError: if it belongs to another step or shard, or cannot be read.
@@ -85,8 +82,10 @@ def read_sidecar(
         with pq.ParquetFile(path) as file:
             wrong = _mismatch(file.schema_arrow, shard, step)
             if wrong is None:
-                names = None if columns is None else list(columns)
-                return file.read(columns=names, use_threads=False)
+                names = list(columns)
+                for batch in file.iter_batches(columns=names, use_threads=False):
+                    yield batch.select(names)
+                return
     except (pa.ArrowException, OSError) as error:
         wrong = str(error)
     raise RunError(
@@ -94,6 +93,15 @@ def read_sidecar(
         where=str(path),
         mend="remove the file and run again: it will be computed anew",
     )
+
+
+def read_sidecar(path: Path, shard: Shard, step: str, columns: Sequence[str]) -> pa.Table:
+    """A sidecar's columns as a whole; errors as in `sidecar_batches`."""
+    batches = list(sidecar_batches(path, shard, step, columns))
+    if not batches:
+        schema = pq.read_schema(path)
+        return pa.schema([schema.field(name) for name in columns]).empty_table()
+    return pa.Table.from_batches(batches)
 
 
 def _mismatch(schema: pa.Schema, shard: Shard, step: str) -> str | None:
@@ -106,11 +114,18 @@ def _mismatch(schema: pa.Schema, shard: Shard, step: str) -> str | None:
 
 
 def sidecar_once(
-    path: Path, shard: Shard, step: str, compute: Callable[[], tuple[Int64s, pa.Table]]
-) -> bool:
-    """Compute and write a sidecar unless it is there; says whether it was computed."""
-    if is_done(path, shard, step):
-        return False
-    rows, columns = compute()
-    write_sidecar(path, shard, step, rows, columns)
-    return True
+    path: Path,
+    shard: Shard,
+    step: str,
+    columns: pa.Schema,
+    compute: Callable[[], Iterable[Part]],
+) -> None:
+    """Compute and write a sidecar, part by part and as a whole file, unless it is there.
+
+    Args:
+        step: key of the step that computes it.
+        columns: what it holds beside shard and row.
+        compute: gives its parts in ascending order of rows.
+    """
+    if not is_done(path, shard, step):
+        _write(path, shard, step, columns, compute())
