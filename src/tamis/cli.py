@@ -48,6 +48,10 @@ Looked = Annotated[
 ]
 
 
+#: What typer makes of an interrupt before it comes to us.
+_INTERRUPTED = 130
+
+
 def main() -> None:
     """Run a command; errors become one line and an exit code (1 failed, 2 yours to mend)."""
     arguments = sys.argv[1:]
@@ -55,7 +59,10 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
-        raise SystemExit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
+        raise SystemExit(code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("stopped; run the same command again to go on from here", 1)
     except Exception as error:

@@ -77,7 +77,7 @@ def clusters(draw: st.DrawFn) -> list[str]:
 THRESHOLDS = st.sampled_from([0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(texts=clusters(), threshold=THRESHOLDS, workers=st.integers(1, 2))
 def test_survivors_in_memory_are_the_greedy_independent_set(
     texts: list[str], threshold: float, workers: int
@@ -153,7 +153,7 @@ def test_the_banding_misses_a_pair_at_the_threshold_once_in_a_thousand(threshold
     assert banding.bands * banding.rows <= 128
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(texts=clusters(), threshold=THRESHOLDS)
 def test_every_drop_is_above_the_threshold_of_a_survivor(
     texts: list[str], threshold: float

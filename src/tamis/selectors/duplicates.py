@@ -10,11 +10,11 @@ from numba import njit, uint64
 
 from tamis.scoring.minhash import Signatures
 from tamis.scoring.shingles import ShingleSets
-from tamis.selectors.banding import Banding, bucket_lists, shared_buckets
+from tamis.selectors.banding import Banding, Buckets, bucket_lists, shared_buckets
 from tamis.selectors.jaccard import Float64s, exact_jaccard
 from tamis.selectors.survivors import Verify, sketch_of, survivors
 from tamis.storage.grouping import Int32s, first_with_pair
-from tamis.storage.kernels import KERNEL, Int64s, UInt64s, fmix64, in_threads
+from tamis.storage.kernels import KERNEL, Bytes, Int64s, UInt64s, fmix64, in_threads
 
 #: Shingles whose sets are held at a time while pairs are verified (8 bytes each).
 SHINGLES_AT_ONCE = 1 << 26
@@ -131,46 +131,66 @@ def _verifier(ranked: Int64s, counts: Int64s, sets_of: SetSource, workers: int) 
     return verify
 
 
-def find_duplicates(
-    found: Signatures,
-    ranking: Ranking,
+@dataclass(frozen=True)
+class Candidates:
+    """What signatures say: rows with equal sets, and rows that share a bucket with another.
+
+    Signatures are not needed any more; the caller may let go of them.
+    """
+
+    collapsed: Int64s
+    stand_in: Int64s
+    ranked: Int64s
+    buckets: Buckets
+    sketch: Bytes
+    banding: Banding
+    counts: Int64s
+
+    @classmethod
+    def find(
+        cls, found: Signatures, ranking: Ranking, banding: Banding, workers: int = 1
+    ) -> "Candidates":
+        """Collapse equal sets, band the rest, and bring what is left into rank order."""
+        left, collapsed, stand_in = _collapse(found, ranking, workers)
+        shared = shared_buckets(found.matrix, left, banding, workers)
+        candidate = np.zeros(len(left), np.bool_)
+        for members, _ in shared:
+            candidate[members] = True
+        ranked = ranking.order(left[candidate])
+        place = np.full(len(found.matrix), -1, np.int32)
+        place[ranked] = np.arange(len(ranked), dtype=np.int32)
+        buckets = bucket_lists(shared, place[left], len(ranked))
+        sketch = sketch_of(found.matrix, ranked)
+        return cls(collapsed, stand_in, ranked, buckets, sketch, banding, found.shingles)
+
+
+def decide(
+    candidates: Candidates,
     sets_of: SetSource,
     *,
     threshold: float,
     edge_floor: float,
-    banding: Banding,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Duplicates:
-    """Find near-duplicates and who survives.
+    """Verify candidates and say who survives.
 
     Args:
-        found: signatures of the n rows.
-        ranking: which of two duplicates stays.
         sets_of: shingle sets of given rows, for exact similarities.
         threshold: exact Jaccard similarity from which two rows are duplicates.
         edge_floor: smallest similarity of a pair that is reported as an edge.
     """
-    rows = len(found.matrix)
-    left, collapsed, stand_in = _collapse(found, ranking, workers)
-    shared = shared_buckets(found.matrix, left, banding, workers)
-    candidate = np.zeros(len(left), np.bool_)
-    for members, _ in shared:
-        candidate[members] = True
-    ranked = ranking.order(left[candidate])
-    place = np.full(rows, -1, np.int32)
-    place[ranked] = np.arange(len(ranked), dtype=np.int32)
-    buckets = bucket_lists(shared, place[left], len(ranked))
-    verify = _verifier(ranked, found.shingles, sets_of, workers)
+    ranked, collapsed, stand_in = candidates.ranked, candidates.collapsed, candidates.stand_in
     outcome = survivors(
-        buckets,
-        sketch_of(found.matrix[ranked]),
-        verify,
-        banding=banding,
+        candidates.buckets,
+        candidates.sketch,
+        _verifier(ranked, candidates.counts, sets_of, workers),
+        banding=candidates.banding,
         threshold=threshold,
         edge_floor=edge_floor,
         progress=progress,
     )
+    rows = len(candidates.counts)
     kept = np.ones(rows, np.bool_)
     partner = np.full(rows, -1, np.int64)
     similarity = np.full(rows, np.nan)
@@ -187,9 +207,9 @@ def find_duplicates(
         kept=kept,
         partner=partner,
         similarity=similarity,
-        edge_row=np.r_[collapsed, ranked[a]],
-        edge_other=np.r_[stand_in, ranked[b]],
-        edge_similarity=np.r_[np.ones(len(collapsed)), value],
+        edge_row=np.concatenate([collapsed, ranked[a]]),
+        edge_other=np.concatenate([stand_in, ranked[b]]),
+        edge_similarity=np.concatenate([np.ones(len(collapsed)), value]),
         counts={
             "rows": rows,
             "equal_sets": len(collapsed),

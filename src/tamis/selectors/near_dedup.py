@@ -14,11 +14,13 @@ from tamis.scoring.words import UnicodeForm, Unit
 from tamis.selectors.banding import Banding
 from tamis.selectors.duplicates import (
     SHINGLES_AT_ONCE,
+    Candidates,
     Duplicates,
     Ranking,
-    find_duplicates,
+    decide,
 )
 from tamis.selectors.ranks import RankedSelector
+from tamis.selectors.survivors import PAIRS_PER_ROW
 from tamis.selectors.table import Table
 from tamis.storage.kernels import Int64s, chunks_of, even_cuts, in_threads, string_buffers
 from tamis.storage.ledger import Drops
@@ -65,14 +67,24 @@ def near_duplicates(
     rows = int(start[-1])
     found = Signatures.room_for(rows, signal.num_perm)
     places = [slice(int(a), int(b)) for a, b in pairwise(start)]
-    in_threads(
-        lambda job: found.fill(job[0], job[1], signal),
-        list(zip(places, pieces, strict=True)),
+
+    def sign(job: tuple[slice, pa.Array], found: Signatures = found) -> None:
+        found.fill(*job, signal)
+
+    in_threads(sign, list(zip(places, pieces, strict=True)), workers)
+
+    position = np.arange(rows, dtype=np.uint64)
+    copy = np.zeros(rows, np.uint32)
+    candidates = Candidates.find(
+        found,
+        Ranking(found.characters.astype(np.float64), position, position, copy),
+        Banding.finer_than(threshold, signal.num_perm),
         workers,
     )
+    del found, sign  # signatures are most of what is in memory
 
     def sets_of(wanted: Int64s) -> ShingleSets:
-        sets = ShingleSets.room_for(found.shingles[wanted])
+        sets = ShingleSets.room_for(candidates.counts[wanted])
         cuts = np.searchsorted(wanted, start)
         in_threads(
             lambda i: sets.fill(
@@ -86,14 +98,11 @@ def near_duplicates(
         )
         return sets
 
-    position = np.arange(rows, dtype=np.uint64)
-    return find_duplicates(
-        found,
-        Ranking(found.characters.astype(np.float64), position, position, np.zeros(rows, np.uint32)),
+    return decide(
+        candidates,
         sets_of,
         threshold=threshold,
         edge_floor=threshold - EDGE_MARGIN if edge_floor is None else edge_floor,
-        banding=Banding.finer_than(threshold, signal.num_perm),
         workers=workers,
     )
 
@@ -167,11 +176,13 @@ class NearDedup(RankedSelector):
         )
 
     def memory(self, rows: int, text_bytes: int) -> int:
-        """Signatures, sketches, buckets and results a row; and the sets verified at a time.
+        """Signatures, sketches, buckets, pairs and results a row; the sets verified at a time.
 
-        Buckets are bounded by rows that all have a partner in every band.
+        Bounded by rows that all have a partner in every band: most corpora need half of it.
         """
-        a_row = 4 * self.num_perm + self.num_perm + 16 * self.banding.bands + 150
+        # Signatures are let go of before pairs are drawn.
+        or_pairs = max(4 * self.num_perm, 70 * PAIRS_PER_ROW)
+        a_row = self.num_perm + 28 * self.banding.bands + or_pairs + 150
         sets = min(8 * SHINGLES_AT_ONCE, 2 * text_bytes)
         return rows * a_row + sets
 
@@ -183,8 +194,13 @@ class NearDedup(RankedSelector):
             found.put(slice(done, done + part.num_rows), part)
             done += part.num_rows
 
+        lengths = found.characters.astype(np.float64)
+        ranking = self.ranking(table, lengths)
+        candidates = Candidates.find(found, ranking, self.banding, table.workers)
+        del found  # its signatures are most of what is in memory
+
         def sets_of(wanted: Int64s) -> ShingleSets:
-            sets = ShingleSets.room_for(found.shingles[wanted])
+            sets = ShingleSets.room_for(candidates.counts[wanted])
             table.map_text(
                 "text",
                 wanted,
@@ -193,13 +209,11 @@ class NearDedup(RankedSelector):
             return sets
 
         floor = self.threshold - EDGE_MARGIN if self.edge_floor is None else self.edge_floor
-        duplicates = find_duplicates(
-            found,
-            self.ranking(table, found.characters.astype(np.float64)),
+        duplicates = decide(
+            candidates,
             sets_of,
             threshold=self.threshold,
             edge_floor=floor,
-            banding=self.banding,
             workers=table.workers,
             progress=lambda decided, of: table.progress("duplicates decided", decided, of),
         )

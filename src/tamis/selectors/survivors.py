@@ -35,7 +35,7 @@ STAR_ROUNDS, STAR_EDGES = 2, 4
 #: that they hold up.
 MIN_PROGRESS = 0.05
 #: Pairs verified in one round, for each row and at least.
-PAIRS_PER_ROW, MIN_PAIRS = 8, 1 << 20
+PAIRS_PER_ROW, MIN_PAIRS = 4, 1 << 20
 
 Verify = Callable[[Int32s, Int32s], Float64s]
 
@@ -311,6 +311,10 @@ def _cursors(buckets: Buckets) -> Int32s:
     return buckets.start[:-1].astype(np.int32)[buckets.entry_bucket]
 
 
-def sketch_of(signatures: npt.NDArray[np.uint32]) -> Bytes:
-    """The low byte of every signature value."""
-    return (signatures & np.uint32(255)).astype(np.uint8)
+def sketch_of(signatures: npt.NDArray[np.uint32], rows: Int64s) -> Bytes:
+    """The low byte of every signature value of some rows."""
+    sketch = np.empty((len(rows), signatures.shape[1]), np.uint8)
+    for begin in range(0, len(rows), 1 << 16):  # a copy of all of them would be as large again
+        block = slice(begin, begin + (1 << 16))
+        sketch[block] = signatures[rows[block]] & np.uint32(255)
+    return sketch
