@@ -149,7 +149,8 @@ def test_killed_as_a_step_begins_and_run_again_leaves_no_temporary_file(
     assert _finish(home) == first
 
 
-@pytest.mark.parametrize("moment", ["work/ids", pytest.param(".out.*.tmp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["work/ids", ".out.*.tmp"])
 def test_stopped_from_the_keyboard_is_one_line_and_leaves_nothing_half(
     tmp_path: Path, moment: str
 ) -> None:

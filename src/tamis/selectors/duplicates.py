@@ -31,9 +31,10 @@ class Duplicates:
         kept: rows that stay.
         partner: for a dropped row, the row that stays in its place; -1 for a kept row.
         similarity: exact Jaccard similarity to the partner; nan for a kept row.
-        edge_row, edge_other, edge_similarity: every verified pair down to the edge floor;
-            `edge_row` ranks below `edge_other`.
-        counts: rows, equal sets, candidate rows, verified pairs, rounds, bucket splits.
+        edge_row, edge_other, edge_similarity: verified pairs down to the edge floor (the most
+            similar of each row); `edge_row` ranks below `edge_other`.
+        counts: rows, equal sets, candidate rows, verified pairs, rounds, bucket splits, and
+            pairs down to the edge floor that are not among the edges.
     """
 
     kept: npt.NDArray[np.bool_]
@@ -217,5 +218,6 @@ def decide(
             "verified_pairs": outcome.verified,
             "rounds": outcome.rounds,
             "bucket_splits": outcome.splits,
+            "edges_left_out": outcome.edges_left_out,
         },
     )

@@ -37,6 +37,9 @@ MIN_PROGRESS = 0.05
 #: Pairs verified in one round, for each row and at least.
 PAIRS_PER_ROW, MIN_PAIRS = 4, 1 << 20
 
+#: Edges kept of what one row asks for in one round: the most similar.
+EDGES_PER_ROW = 8
+
 Verify = Callable[[Int32s, Int32s], Float64s]
 
 
@@ -65,6 +68,18 @@ class Pairs(NamedTuple):
         return type(self)(row[order], other[order], value[order])
 
 
+def _best_edges(pairs: Pairs, limit: int) -> Pairs:
+    """Of every row's pairs the `limit` most similar, the better-ranked of equals."""
+    sizes = np.diff(np.flatnonzero(np.r_[True, pairs.row[1:] != pairs.row[:-1], True]))
+    if not len(pairs.row) or sizes.max() <= limit:
+        return pairs
+    order = np.lexsort((pairs.other, -pairs.value, pairs.row))
+    begins = np.r_[0, np.cumsum(sizes)[:-1]]
+    place = np.arange(len(order)) - np.repeat(begins, sizes)
+    best = order[place < limit]
+    return Pairs(pairs.row[best], pairs.other[best], pairs.value[best])
+
+
 class Survival(NamedTuple):
     """Outcome by rank: `partner` is the rank of the row that stays (-1 where none)."""
 
@@ -72,6 +87,7 @@ class Survival(NamedTuple):
     partner: Int32s
     similarity: Float64s
     edges: Pairs
+    edges_left_out: int
     verified: int
     rounds: int
     splits: int
@@ -228,7 +244,8 @@ def survivors(
             König 2010). It may only reject a pair.
         verify: exact similarity of pairs of ranks, sorted by the first.
         threshold: Jaccard similarity from which two rows are duplicates.
-        edge_floor: verified pairs down to this similarity are returned as edges.
+        edge_floor: verified pairs down to this similarity are returned as edges, for each row
+            and round the `EDGES_PER_ROW` most similar.
         progress: called with rows decided and rows in all.
     """
     rows = len(sketch)
@@ -241,7 +258,7 @@ def survivors(
     room = max(PAIRS_PER_ROW * rows, MIN_PAIRS)
     wanted_row, wanted_other = np.empty(room, np.int32), np.empty(room, np.int32)
     cursor, row_start = _cursors(buckets), _row_starts(buckets.entry_row, rows)
-    rounds = splits = done = verified = 0
+    rounds = splits = done = verified = left_out = 0
     split_yet = False
     while done < rows:
         rounds += 1
@@ -271,7 +288,9 @@ def survivors(
             progress(done, rows)
         left, right = wanted_row[:wanted].copy(), wanted_other[:wanted].copy()
         found = Pairs(left, right, verify(left, right))
-        edges.append(found.where(found.value >= edge_floor))
+        near = found.where(found.value >= edge_floor)
+        edges.append(_best_edges(near, EDGES_PER_ROW))
+        left_out += len(near.row) - len(edges[-1].row)
         # What an undecided row knows must be remembered, so that it does not ask again.
         known = known.where(state[known.row] == UNDECIDED).joined(found)
         if rounds > STAR_ROUNDS and not split_yet and decided < MIN_PROGRESS * held_up:
@@ -280,7 +299,7 @@ def survivors(
             split_yet = True
     row, other, value = (np.concatenate(part) for part in zip(*edges, strict=True))
     stored = Pairs(row, other, value)
-    return Survival(state == KEPT, partner, similarity, stored, verified, rounds, splits)
+    return Survival(state == KEPT, partner, similarity, stored, left_out, verified, rounds, splits)
 
 
 def _least_equal(num_perm: int, threshold: float, edge_floor: float) -> int:
