@@ -34,7 +34,7 @@ def demo_recipe(output: Path) -> Recipe:
 
 
 def look_alikes(workspace: Path, count: int) -> list[dict[str, Any]]:
-    """Some near-duplicate pairs of different packages, the longest shared documents first."""
+    """Some near-duplicate pairs: of a length to read, of two packages where there are such."""
     with open_catalog(workspace) as connection:
         found = connection.execute(
             """WITH d AS (
@@ -44,9 +44,12 @@ def look_alikes(workspace: Path, count: int) -> list[dict[str, Any]]:
             SELECT d.similarity, d.row_id, a.package, a.path, a.text, d.partner, b.path, b.text
             FROM d JOIN rows a ON a.row_id = d.row_id JOIN rows b ON b.row_id = d.partner
             WHERE a.copy = 0 AND b.copy = 0
-            QUALIFY row_number() OVER (PARTITION BY a.package ORDER BY length(a.text) DESC,
-                                       d.row_id) = 1
-            ORDER BY a.package <> b.package DESC, length(a.text) DESC, d.row_id LIMIT ?""",
+            QUALIFY row_number() OVER (
+                PARTITION BY a.package
+                ORDER BY length(a.text) BETWEEN 300 AND 4000 DESC, length(a.text) DESC, d.row_id
+            ) = 1
+            ORDER BY length(a.text) BETWEEN 300 AND 4000 DESC, a.package <> b.package DESC,
+                     length(a.text) DESC, d.row_id LIMIT ?""",
             [count],
         ).fetchall()
     return [
