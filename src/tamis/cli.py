@@ -399,7 +399,7 @@ def _with_limits(recipe: "Recipe", memory: str | None, workers: int | None) -> "
 
 def _scorers_for(recipe: "Recipe") -> list[str]:
     """Row scorers that give the names a recipe's selectors read and its corpus lacks."""
-    from tamis.flows.steps import missing_scorers
+    from tamis.flows.checks import missing_scorers
 
     return missing_scorers(recipe)
 

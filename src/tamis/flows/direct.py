@@ -14,18 +14,9 @@ from typing import Any
 import polars as pl
 
 from tamis import __version__
-from tamis.flows.steps import (
-    Run,
-    check_columns,
-    count_reasons,
-    domain_counts,
-    memory_needed,
-    score,
-    select,
-    set_aside,
-    stage_reports,
-    write_ledger,
-)
+from tamis.flows.account import count_reasons, domain_counts, stage_reports, write_ledger
+from tamis.flows.checks import check_columns, memory_needed
+from tamis.flows.steps import Run, score, select, set_aside
 from tamis.recipe import Recipe
 from tamis.scoring.operator import RowScorer
 from tamis.selectors.selector import Selector

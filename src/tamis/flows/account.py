@@ -1,0 +1,188 @@
+"""The account of a run: the ledger of all decisions, and the figures of its manifest."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tamis.flows.steps import Decided, Run
+from tamis.scoring.evaluate import Mask
+from tamis.storage.corpus import Shard
+from tamis.storage.files import digest_of, whole_file
+from tamis.storage.kernels import in_threads
+from tamis.storage.ledger import DECISION, QUARANTINED, RULES
+from tamis.storage.sidecar import PLACE, Part, sidecar_once, sidecar_path
+
+_LEDGER_VERSION = 1
+_DROP_COLUMNS = (
+    "stage",
+    "reason",
+    "value",
+    "threshold",
+    "rules",
+    "partner_hi",
+    "partner_lo",
+    "partner_copy",
+    "similarity",
+)
+
+
+def count_reasons(decided: Decided) -> dict[str, int]:
+    """Rows a stage dropped, by reason: the stage, or ``stage:rule``."""
+    counts = np.bincount(decided.drops.reason, minlength=len(decided.drops.reasons))
+    return {
+        _reason(decided.stage, name): int(count)
+        for name, count in zip(decided.drops.reasons, counts, strict=True)
+        if count
+    }
+
+
+def _reason(stage: str, name: str) -> str:
+    return f"{stage}:{name}" if name else stage
+
+
+def write_ledger(run: Run) -> list[Path]:
+    """One decision for every row, shard by shard."""
+    step = digest_of([_LEDGER_VERSION, [(d.stage, d.step) for d in run.decided]])
+    drops = _all_drops(run)
+
+    def work(shard: Shard) -> Path:
+        key = digest_of([step, shard.digest])
+        path = sidecar_path(run.workspace / "ledger", shard, key)
+        sidecar_once(path, shard, key, DECISION, lambda: _decisions_of(run, drops, shard))
+        return path
+
+    if not run.corpus.shards:
+        path = run.workspace / "ledger" / "empty.parquet"
+        with whole_file(path) as temporary:
+            pq.write_table(pa.schema([*PLACE, *DECISION]).empty_table(), temporary)
+        return [path]
+    return in_threads(work, run.corpus.shards, run.workers)
+
+
+def _all_drops(run: Run) -> pa.Table:
+    """All stages' drops in order of position; a row is dropped by one stage at most."""
+    parts = []
+    for decided in run.decided:
+        drops = decided.drops
+        names = pa.array([_reason(decided.stage, name) for name in drops.reasons], pa.string())
+        stage = pa.array([decided.stage], pa.string())
+        none = drops.partner < 0
+        partner = np.where(none, 0, drops.partner)
+        parts.append(
+            pa.table(
+                {
+                    "position": drops.rows,
+                    "stage": stage.take(pa.array(np.zeros(len(drops.rows), np.int8))),
+                    "reason": names.take(pa.array(drops.reason)),
+                    "value": pa.array(drops.value, from_pandas=True),
+                    "threshold": pa.array(drops.threshold, from_pandas=True),
+                    "rules": (
+                        pa.nulls(len(drops.rows), RULES) if drops.rules is None else drops.rules
+                    ),
+                    "partner_hi": pa.array(run.rows.id_hi[partner], mask=none),
+                    "partner_lo": pa.array(run.rows.id_lo[partner], mask=none),
+                    "partner_copy": pa.array(run.rows.copy[partner], mask=none),
+                    "similarity": pa.array(drops.similarity, from_pandas=True),
+                }
+            )
+        )
+    if not parts:
+        names_only = [f for f in DECISION if f.name in _DROP_COLUMNS]
+        return pa.schema([pa.field("position", pa.int64()), *names_only]).empty_table()
+    return pa.concat_tables(parts).sort_by("position").combine_chunks()
+
+
+def _part_of(run: Run, drops: pa.Table, shard: Shard) -> pa.Table:
+    here = run.rows.of(shard)
+    first, last = np.searchsorted(drops["position"].to_numpy(), [here.start, here.stop])
+    return drops.slice(int(first), int(last - first))
+
+
+def _decisions_of(run: Run, drops: pa.Table, shard: Shard) -> Iterator[Part]:
+    here = run.rows.of(shard)
+    part = _part_of(run, drops, shard)
+    count = shard.rows
+    at = np.zeros(count, np.int64)
+    absent = np.ones(count, np.bool_)
+    inside = part["position"].to_numpy() - here.start
+    at[inside] = np.arange(len(inside))
+    absent[inside] = False
+    taken = part.take(pa.array(at, mask=absent))
+    unusable = run.rows.unusable[here]
+    action = np.where(unusable, 2, np.where(absent, 0, 1))
+    actions = pa.array(["keep", "drop", QUARANTINED]).take(pa.array(action))
+    kept = (action == 0).astype(np.int32)
+    columns = {
+        "id_hi": pa.array(run.rows.id_hi[here]),
+        "id_lo": pa.array(run.rows.id_lo[here]),
+        "copy": pa.array(run.rows.copy[here]),
+        "action": actions,
+        "repeat": pa.array(kept),
+        "weight": pa.array(kept.astype(np.float64)),
+        **{name: taken[name] for name in _DROP_COLUMNS},
+    }
+    table = pa.table({name: columns[name] for name in DECISION.names}, schema=DECISION)
+    for batch in table.combine_chunks().to_batches():
+        yield np.arange(count, dtype=np.int64), batch
+
+
+def groups_lost_whole(run: Run) -> dict[str, int]:
+    """By deduplicating stage: groups whose survivor a later stage dropped."""
+    lost = {}
+    for decided in run.decided:
+        partners = np.unique(decided.drops.partner[decided.drops.partner >= 0])
+        if len(partners):
+            lost[decided.stage] = int((~run.kept[partners]).sum())
+    return lost
+
+
+def domain_counts(run: Run) -> dict[str, dict[str, int]] | None:
+    """Rows in and kept by the domain role, if there is one."""
+    column = run.columns.get("domain")
+    if column is None:
+        return None
+    everything: dict[str, int] = {}
+    remaining: dict[str, int] = {}
+
+    def add(counts: dict[str, int], values: pa.Array) -> None:
+        for entry in values.value_counts().to_pylist():
+            name = str(entry["values"])
+            counts[name] = counts.get(name, 0) + entry["counts"]
+
+    for values, inside in _column_by_batch(run, column):
+        add(everything, values)
+        add(remaining, values.filter(pa.array(inside)))
+    return {
+        name: {"in": count, "kept": remaining.get(name, 0)}
+        for name, count in sorted(everything.items())
+    }
+
+
+def _column_by_batch(run: Run, column: str) -> Iterator[tuple[pa.Array, Mask]]:
+    for shard in run.corpus.shards:
+        inside = run.kept[run.rows.of(shard)]
+        begin = 0
+        for batch in shard.batches([column]):
+            yield batch[column], inside[begin : begin + batch.num_rows]
+            begin += batch.num_rows
+
+
+def stage_reports(run: Run) -> list[dict[str, Any]]:
+    """What the manifest says of every stage."""
+    lost = groups_lost_whole(run)
+    decided = {d.stage: d for d in run.decided}
+    reports = []
+    for stage in run.recipe.stages:
+        report: dict[str, Any] = {"stage": stage.stage, **stage.key_parts()}
+        if stage.stage in decided:
+            found = decided[stage.stage]
+            report["dropped"] = count_reasons(found)
+            report["report"] = found.drops.report
+            if stage.stage in lost:
+                report["groups_lost_later"] = lost[stage.stage]
+        reports.append(report)
+    return reports

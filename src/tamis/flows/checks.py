@@ -1,0 +1,120 @@
+"""What can be said before any work: whether the recipe fits the corpus, and the memory it needs."""
+
+import pyarrow as pa
+
+from tamis.recipe import Recipe
+from tamis.scoring.operator import REGISTRY, RowScorer
+from tamis.selectors.selector import Selector
+from tamis.selectors.table import is_number
+from tamis.storage.corpus import Corpus
+from tamis.storage.errors import UserError
+
+#: Resident bytes of the interpreter with what the core imports, and of a worker's batches:
+#: measured on the benchmark corpus, rounded up.
+BASE_BYTES = 450 << 20
+WORKER_BYTES = 300 << 20
+ROW_BYTES = 110
+
+
+def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
+    """Hold the recipe against the corpus before any work.
+
+    Raises:
+        UserError: for a column that is not there, has the wrong type or two meanings, and for a
+            score that no earlier stage gives.
+    """
+    where = "recipe"
+    for role, column in recipe.corpus.roles.columns().items():
+        if column not in schema.names:
+            raise UserError(
+                f"corpus.roles.{role}: no column {column!r}",
+                where=where,
+                mend=f"the corpus has {', '.join(schema.names)}",
+            )
+        kind = schema.field(column).type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if role == "text" and not _is_text(kind):
+            raise UserError(
+                f"corpus.roles.text: expected a string column, found {column!r} of type {kind}",
+                where=where,
+            )
+    for column in recipe.corpus.identity or ():
+        if column not in schema.names:
+            raise UserError(f"corpus.identity: no column {column!r}", where=where)
+    known = set(schema.names)
+    for index, stage in enumerate(recipe.stages):
+        if isinstance(stage, Selector):
+            for name in sorted(stage.reads() - known):
+                raise UserError(
+                    f"stages[{index}] ({stage.stage}) reads {name!r}, which is neither a column "
+                    "nor a score of an earlier stage",
+                    where=where,
+                    mend=_who_gives(name) or f"known here: {', '.join(sorted(known))}",
+                )
+            for name in sorted(stage.numbers() & set(schema.names)):
+                if not is_number(schema.field(name).type):
+                    raise UserError(
+                        f"stages[{index}] ({stage.stage}): expected a number or a time, found "
+                        f"{name!r} of type {schema.field(name).type}",
+                        where=where,
+                    )
+        elif isinstance(stage, RowScorer):
+            for name in stage.fields().names:
+                if name in known:
+                    raise UserError(
+                        f"stages[{index}] ({stage.stage}) gives the score {name!r}, a name that "
+                        "is taken already",
+                        where=where,
+                        mend="rename the column of the corpus or leave out one of the two",
+                    )
+                known.add(name)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def _who_gives(name: str) -> str:
+    for operator, cls in REGISTRY.items():
+        if (
+            issubclass(cls, RowScorer)
+            and cls.kind == RowScorer.kind
+            and name in cls().fields().names
+        ):
+            return f"put `- operator: {operator}` before it"
+    return ""
+
+
+def score_names(cls: type[RowScorer]) -> list[str]:
+    """Scores that a row scorer gives with its default parameters."""
+    return list(cls().fields().names)
+
+
+def missing_scorers(recipe: Recipe) -> list[str]:
+    """Row scorers that give names its selectors read and nothing in the recipe gives."""
+    given = {n for s in recipe.stages if isinstance(s, RowScorer) for n in s.fields().names}
+    read = {n for s in recipe.stages if isinstance(s, Selector) for n in s.reads()}
+    return [
+        name
+        for name, cls in sorted(REGISTRY.items())
+        if issubclass(cls, RowScorer)
+        and cls.kind == RowScorer.kind
+        and set(score_names(cls)) & (read - given)
+    ]
+
+
+def memory_needed(recipe: Recipe, corpus: Corpus, workers: int) -> tuple[int, str]:
+    """Upper bound of the resident bytes of a run, and what takes most of them."""
+    group = max((shard.bytes // len(shard.groups) for shard in corpus.shards), default=0)
+    each = max(WORKER_BYTES, min(2 * group, 2 * WORKER_BYTES))
+    fixed = BASE_BYTES + workers * each + corpus.rows * ROW_BYTES
+    needs = {
+        stage.stage: stage.memory(corpus.rows, corpus.bytes)
+        for stage in recipe.stages
+        if isinstance(stage, Selector)
+    }
+    largest = max(needs, key=lambda name: needs[name], default="")
+    return fixed + needs.get(largest, 0), largest
