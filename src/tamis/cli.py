@@ -48,6 +48,7 @@ Looked = Annotated[
 ]
 
 
+_STOPPED = "stopped; run the same command again to go on from here"
 #: What typer makes of an interrupt before it comes to us.
 _INTERRUPTED = 130
 
@@ -64,10 +65,13 @@ def main() -> None:
             raise KeyboardInterrupt
         raise SystemExit(code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("stopped; run the same command again to go on from here", 1)
+        _fail(_STOPPED, 1)
     except Exception as error:
         if debug:
             raise
+        # An interrupt while threads are waited for may come out as the lock's own error.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            _fail(_STOPPED, 1)
         code = getattr(error, "exit_code", None)
         if code is None:
             _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
