@@ -110,11 +110,11 @@ def test_conservation_by_domain(tmp_path: Path) -> None:
 def test_a_run_that_does_not_balance_fails_and_publishes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tamis.flows import direct, steps
+    from tamis.flows import account, direct
 
     write_parquet(tmp_path / "in.parquet", table_of(documents(9, 100)))
     out = tmp_path / "out"
-    honest = steps.count_reasons
+    honest = account.count_reasons
     monkeypatch.setattr(
         direct, "count_reasons", lambda decided: {k: v - 1 for k, v in honest(decided).items()}
     )
