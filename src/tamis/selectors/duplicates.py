@@ -120,12 +120,12 @@ def _verifier(ranked: Int64s, counts: Int64s, sets_of: SetSource, workers: int) 
             spent = cost[begin - 1] if begin else 0
             end = max(begin + 1, int(np.searchsorted(cost, spent + SHINGLES_AT_ONCE)))
             block = slice(begin, end)
-            rows, place = np.unique(
-                np.concatenate([ranked[left[block]], ranked[right[block]]]), return_inverse=True
-            )
-            values[block] = exact_jaccard(
-                sets_of(rows), place[: end - begin], place[end - begin :], workers
-            )
+            a, b = ranked[left[block]], ranked[right[block]]
+            needed = np.zeros(len(counts), np.bool_)
+            needed[a] = needed[b] = True
+            place = np.cumsum(needed) - 1
+            sets = sets_of(np.flatnonzero(needed))
+            values[block] = exact_jaccard(sets, place[a], place[b], workers)
             begin = end
         return values
 

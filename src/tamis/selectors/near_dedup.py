@@ -2,7 +2,7 @@
 
 import os
 from itertools import pairwise
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -158,6 +158,9 @@ class NearDedup(RankedSelector):
         if self.edge_floor is not None and self.edge_floor > self.threshold:
             raise ValueError("edge_floor lies above the threshold")
         return self
+
+    def key_parts(self) -> dict[str, Any]:
+        return {**super().key_parts(), "signal": self.signal.key_parts()}
 
     @property
     def banding(self) -> Banding:

@@ -68,16 +68,38 @@ class Pairs(NamedTuple):
         return type(self)(row[order], other[order], value[order])
 
 
+@njit(**KERNEL)
+def _best_of_rows(row, other, value, limit, best):  # type: ignore[no-untyped-def]
+    """Mark of every row's run of pairs the `limit` most similar, the better-ranked of equals."""
+    chosen = np.empty(limit, np.int64)
+    begin = 0
+    while begin < row.shape[0]:
+        end = begin
+        count = 0
+        while end < row.shape[0] and row[end] == row[begin]:
+            place = count
+            while place > 0 and (
+                value[end] > value[chosen[place - 1]]
+                or (
+                    value[end] == value[chosen[place - 1]] and other[end] < other[chosen[place - 1]]
+                )
+            ):
+                if place < limit:
+                    chosen[place] = chosen[place - 1]
+                place -= 1
+            if place < limit:
+                chosen[place] = end
+                count = min(count + 1, limit)
+            end += 1
+        for i in range(count):
+            best[chosen[i]] = True
+        begin = end
+
+
 def _best_edges(pairs: Pairs, limit: int) -> Pairs:
-    """Of every row's pairs the `limit` most similar, the better-ranked of equals."""
-    sizes = np.diff(np.flatnonzero(np.r_[True, pairs.row[1:] != pairs.row[:-1], True]))
-    if not len(pairs.row) or sizes.max() <= limit:
-        return pairs
-    order = np.lexsort((pairs.other, -pairs.value, pairs.row))
-    begins = np.r_[0, np.cumsum(sizes)[:-1]]
-    place = np.arange(len(order)) - np.repeat(begins, sizes)
-    best = order[place < limit]
-    return Pairs(pairs.row[best], pairs.other[best], pairs.value[best])
+    best = np.zeros(len(pairs.row), np.bool_)
+    _best_of_rows(*pairs, limit, best)
+    return pairs.where(best)
 
 
 class Survival(NamedTuple):
