@@ -15,7 +15,8 @@ import typer
 from tamis import __version__
 
 if TYPE_CHECKING:
-    from tamis.flows.direct import Progress, Result
+    from tamis.flows.direct import Result
+    from tamis.flows.steps import Progress
     from tamis.recipe import Recipe
 
 app = typer.Typer(
@@ -197,7 +198,9 @@ def select(
         str | None, typer.Option(help="Between quantiles of a score: words:0.05:0.95.")
     ] = None,
     sample: Annotated[str | None, typer.Option(help="Random rows: 1000 or 10%.")] = None,
-    per: Annotated[str | None, typer.Option(help="Apply top, quantile, sample per group.")] = None,
+    per: Annotated[
+        str | None, typer.Option(help="Apply top, quantile, sample N per group.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     text: Annotated[str | None, typer.Option("--text", help="Column that holds the text.")] = None,
     row_id: Id = None,
@@ -404,8 +407,9 @@ def _with_limits(recipe: "Recipe", memory: str | None, workers: int | None) -> "
 def _scorers_for(recipe: "Recipe") -> list[str]:
     """Row scorers that give the names a recipe's selectors read and its corpus lacks."""
     from tamis.flows.checks import missing_scorers
+    from tamis.flows.direct import columns_of
 
-    return missing_scorers(recipe)
+    return missing_scorers(recipe, columns_of(recipe))
 
 
 def _named(value: str, option: str, parts: int) -> list[str]:

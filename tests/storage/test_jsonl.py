@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from tamis.storage import jsonl
 from tamis.storage.corpus import LINE_COLUMN
 from tamis.storage.errors import UserError
-from tamis.storage.ingest import line_of, open_corpus
+from tamis.storage.ingest import lines_of, open_corpus
 
 
 def write(path: Path, lines: list[str]) -> Path:
@@ -52,7 +53,7 @@ def test_bad_lines_are_named(tmp_path: Path) -> None:
         (7, b'{"text": 5}'),
     ]
     assert all(b["reason"] for b in bad)
-    assert [line_of(corpus.shards[0], row) for row in range(4)] == [1, 3, 6, 8]
+    assert lines_of(corpus.shards[0], np.arange(4)).tolist() == [1, 3, 6, 8]
 
 
 def test_a_truncated_last_line_is_bad_not_lost(tmp_path: Path) -> None:

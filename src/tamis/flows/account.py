@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -50,7 +51,7 @@ def write_ledger(run: Run) -> list[Path]:
     drops = _all_drops(run)
 
     def work(shard: Shard) -> Path:
-        key = digest_of([step, shard.digest])
+        key = digest_of([step, shard.digest, run.rows.digest(shard)])
         path = sidecar_path(run.workspace / "ledger", shard, key)
         sidecar_once(path, shard, key, DECISION, lambda: _decisions_of(run, drops, shard))
         return path
@@ -61,6 +62,12 @@ def write_ledger(run: Run) -> list[Path]:
             pq.write_table(pa.schema([*PLACE, *DECISION]).empty_table(), temporary)
         return [path]
     return in_threads(work, run.corpus.shards, run.workers)
+
+
+def ledger_counts(paths: list[Path]) -> dict[str, int]:
+    """Rows of a ledger by action, counted from its files."""
+    counts = pl.scan_parquet(paths, glob=False).group_by("action").len().collect()
+    return dict(counts.iter_rows())
 
 
 def _all_drops(run: Run) -> pa.Table:

@@ -39,9 +39,19 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                 f"corpus.roles.text: expected a string column, found {column!r} of type {kind}",
                 where=where,
             )
-    for column in recipe.corpus.identity or ():
+    if recipe.corpus.roles.domain is not None:
+        _check_plain(schema, recipe.corpus.roles.domain, "corpus.roles.domain")
+    identity = [recipe.corpus.roles.id] if recipe.corpus.roles.id else recipe.corpus.identity
+    for column in identity or ():
         if column not in schema.names:
             raise UserError(f"corpus.identity: no column {column!r}", where=where)
+        if pa.types.is_floating(schema.field(column).type) and recipe.corpus.roles.id:
+            raise UserError(
+                f"corpus.roles.id: expected text or integers, found {column!r} of type "
+                f"{schema.field(column).type}, in which different large ids may be one number",
+                where=where,
+                mend="store the ids as text",
+            )
     known = set(schema.names)
     for index, stage in enumerate(recipe.stages):
         if isinstance(stage, Selector):
@@ -52,6 +62,8 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                     where=where,
                     mend=_who_gives(name) or f"known here: {', '.join(sorted(known))}",
                 )
+            for name in sorted(stage.groups_by() & set(schema.names)):
+                _check_plain(schema, name, f"stages[{index}] ({stage.stage})")
             for name in sorted(stage.numbers() & set(schema.names)):
                 if not is_number(schema.field(name).type):
                     raise UserError(
@@ -69,6 +81,14 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                         mend="rename the column of the corpus or leave out one of the two",
                     )
                 known.add(name)
+
+
+def _check_plain(schema: pa.Schema, name: str, where: str) -> None:
+    if pa.types.is_nested(schema.field(name).type):
+        raise UserError(
+            f"{where}: expected plain values, found {name!r} of type {schema.field(name).type}",
+            where="recipe",
+        )
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -93,9 +113,11 @@ def score_names(cls: type[RowScorer]) -> list[str]:
     return list(cls().fields().names)
 
 
-def missing_scorers(recipe: Recipe) -> list[str]:
-    """Row scorers that give names its selectors read and nothing in the recipe gives."""
-    given = {n for s in recipe.stages if isinstance(s, RowScorer) for n in s.fields().names}
+def missing_scorers(recipe: Recipe, columns: list[str]) -> list[str]:
+    """Row scorers that give names its selectors read, and neither recipe nor corpus gives."""
+    given = set(columns) | {
+        n for s in recipe.stages if isinstance(s, RowScorer) for n in s.fields().names
+    }
     read = {n for s in recipe.stages if isinstance(s, Selector) for n in s.reads()}
     return [
         name

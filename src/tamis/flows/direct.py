@@ -3,7 +3,6 @@
 import os
 import platform
 import uuid
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,9 +13,15 @@ from typing import Any
 import polars as pl
 
 from tamis import __version__
-from tamis.flows.account import count_reasons, domain_counts, stage_reports, write_ledger
+from tamis.flows.account import (
+    count_reasons,
+    domain_counts,
+    ledger_counts,
+    stage_reports,
+    write_ledger,
+)
 from tamis.flows.checks import check_columns, memory_needed
-from tamis.flows.steps import Run, score, select, set_aside
+from tamis.flows.steps import Progress, Run, score, select, set_aside
 from tamis.recipe import Recipe
 from tamis.scoring.operator import RowScorer
 from tamis.selectors.selector import Selector
@@ -26,11 +31,9 @@ from tamis.storage.dataset import DatasetWriter, OutputFile, card, check_output,
 from tamis.storage.errors import UserError
 from tamis.storage.files import digest_of, locked, write_json
 from tamis.storage.ingest import open_corpus
-from tamis.storage.ledger import Balance
+from tamis.storage.ledger import QUARANTINED, Balance
 from tamis.storage.memory import show_bytes, watch_memory
 from tamis.storage.rows import identify
-
-Progress = Callable[[str, int, int], None]
 
 #: Libraries whose version can change bytes that are written.
 _VERSIONED = ("pyarrow", "numba", "numpy", "polars", "duckdb")
@@ -55,12 +58,12 @@ class Result:
     peak_memory: int
     memory_bound: int
     seconds: float
-    _ledger: list[str] = field(repr=False)
+    _ledger: tuple[Path, ...] = field(repr=False)
 
     @property
     def decisions(self) -> pl.LazyFrame:
         """Every row's decision."""
-        return pl.scan_parquet([self.workspace / name for name in self._ledger])
+        return pl.scan_parquet(list(self._ledger), glob=False)
 
     @property
     def kept(self) -> pl.LazyFrame:
@@ -85,22 +88,22 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Result:
     output = Path(recipe.output.path) if recipe.output is not None else None
     if output is not None:
         check_output(output)
-    _check_places(part_of=Path(recipe.corpus.path), workspace=workspace, output=output)
+    _check_places(workspace, output)
     workers = recipe.workers or len(os.sched_getaffinity(0))
     report = progress or (lambda name, done, total: None)
     with watch_memory() as watch, locked(workspace):
         run, bound = _open(recipe, workspace, workers, report)
-        quarantine, quarantined = set_aside(run)
+        quarantine = set_aside(run)
         for stage in recipe.stages:
             if isinstance(stage, RowScorer):
                 score(run, stage)
             elif isinstance(stage, Selector):
                 select(run, stage)
-        ledger = [str(path.relative_to(workspace)) for path in write_ledger(run)]
+        ledger = write_ledger(run)
         # The dataset takes its place last: a run that fails before has touched nothing.
         with DatasetWriter(output) if output is not None else nullcontext() as writer:
             entries = _write_dataset(run, writer) if writer is not None else []
-            manifest = _manifest(run, quarantined, entries)
+            manifest = _manifest(run, ledger, entries)
             write_json(
                 workspace / WORKSPACE_MANIFEST, _with_places(run, manifest, ledger, quarantine)
             )
@@ -111,7 +114,7 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Result:
             if writer is not None:
                 writer.publish(manifest, entries, card(manifest))
     seconds = (ended - started).total_seconds()
-    return Result(manifest, workspace, output, watch.peak, bound, seconds, ledger)
+    return Result(manifest, workspace, output, watch.peak, bound, seconds, tuple(ledger))
 
 
 def _note_run(
@@ -139,28 +142,54 @@ def _note_run(
     )
 
 
-def _check_places(part_of: Path, workspace: Path, output: Path | None) -> None:
-    """Refuse folders that lie in one another: the next run would read or remove its own work.
+def _check_places(workspace: Path, output: Path | None) -> None:
+    """Refuse folders that lie in one another: publishing would remove the workspace.
 
     Raises:
-        UserError: naming the two.
+        UserError: naming them.
     """
-    places = {"the workspace": workspace.resolve()}
     if output is not None:
-        places["the output"] = output.resolve()
-        inner, outer = places["the workspace"], places["the output"]
+        inner, outer = workspace.resolve(), output.resolve()
         if inner.is_relative_to(outer) or outer.is_relative_to(inner):
             raise UserError(
                 "output and workspace lie in one another", where=str(output), mend="separate them"
             )
-    if part_of.is_dir():
-        for name, place in places.items():
-            if place.is_relative_to(part_of.resolve()):
+
+
+def _check_inputs(recipe: Recipe, corpus: Corpus) -> None:
+    """Refuse a run that would replace its own input, or take its own output for input next time.
+
+    Raises:
+        UserError: naming the place.
+    """
+    places = {"workspace": recipe.workspace_path.resolve()}
+    if recipe.output is not None:
+        places["output"] = Path(recipe.output.path).resolve()
+    searched = [Path(recipe.corpus.path)] if Path(recipe.corpus.path).is_dir() else []
+    if "**" in recipe.corpus.path:
+        searched.append(Path(recipe.corpus.path.split("*")[0]))
+    searched += [Path(found.path) for found in corpus.inputs if Path(found.path).is_dir()]
+    for name, place in places.items():
+        for found in corpus.inputs:
+            if Path(found.path).resolve().is_relative_to(place):
                 raise UserError(
-                    f"{name} lies inside the corpus folder {part_of}",
+                    f"the corpus lies in the {name}, which the run would replace or clear",
+                    where=found.path,
+                    mend=f"name another {name}",
+                )
+        for folder in searched:
+            if place.is_relative_to(folder.resolve()):
+                raise UserError(
+                    f"the {name} lies inside the corpus {folder}",
                     where=str(place),
                     mend="put it elsewhere: the next run would take it for input",
                 )
+
+
+def columns_of(recipe: Recipe) -> list[str]:
+    """Names of a corpus's columns."""
+    part = recipe.corpus
+    return list(open_corpus(part.path, recipe.workspace_path, format=part.format).schema.names)
 
 
 def _open(recipe: Recipe, workspace: Path, workers: int, report: Progress) -> tuple[Run, int]:
@@ -174,6 +203,7 @@ def _open(recipe: Recipe, workspace: Path, workers: int, report: Progress) -> tu
         part.path, workspace, format=part.format, shard_bytes=part.shard_bytes, workers=workers
     )
     report("reading the corpus", 1, 1)
+    _check_inputs(recipe, corpus)
     check_columns(recipe, corpus.schema)
     bound, largest = memory_needed(recipe, corpus, workers)
     if recipe.memory is not None and bound > recipe.memory:
@@ -209,7 +239,7 @@ def _write_dataset(run: Run, writer: DatasetWriter) -> list[OutputFile]:
 
 
 def _with_places(
-    run: Run, manifest: dict[str, Any], ledger: list[str], quarantine: Path | None
+    run: Run, manifest: dict[str, Any], ledger: list[Path], quarantine: Path | None
 ) -> dict[str, Any]:
     """The manifest with what the catalog needs: where shards and sidecars lie."""
 
@@ -219,7 +249,7 @@ def _with_places(
     return {
         **manifest,
         "columns": run.corpus.schema.names,
-        "ledger": ledger,
+        "ledger": [inside(path) for path in ledger],
         "shards": _shard_entries(run.corpus, run.workspace),
         "scores": {
             name: {
@@ -233,9 +263,15 @@ def _with_places(
     }
 
 
-def _manifest(run: Run, quarantined: int, entries: list[OutputFile]) -> dict[str, Any]:
-    """What the run did. The ledger is balanced first: a run that does not balance ends here."""
-    kept = int(run.kept.sum())
+def _manifest(run: Run, ledger: list[Path], entries: list[OutputFile]) -> dict[str, Any]:
+    """What the run did. The ledger is balanced first: a run that does not balance ends here.
+
+    Kept and quarantined rows are counted from the ledger's files, drops from the stages'
+    decisions, and written rows from the dataset's files, so that they check one another.
+    """
+    counts = ledger_counts(ledger)
+    kept = counts.get("keep", 0)
+    quarantined = counts.get(QUARANTINED, 0) + run.corpus.unread_rows
     dropped: dict[str, int] = {}
     for decided in run.decided:
         dropped.update(count_reasons(decided))

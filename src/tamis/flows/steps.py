@@ -1,7 +1,7 @@
 """The steps of a run, each of which can be called again and does only what is missing."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tamis.storage.corpus import Corpus
 from tamis.storage.errors import RunError
 from tamis.storage.files import digest_of, whole_file
 from tamis.storage.hashing import hex_ids
-from tamis.storage.ingest import UNREAD, line_of
+from tamis.storage.ingest import UNREAD, lines_of
 from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import RULES, Drops
 from tamis.storage.rows import Rows
@@ -61,46 +61,53 @@ class Run:
         return self.recipe.corpus.roles.columns()
 
 
-def set_aside(run: Run) -> tuple[Path | None, int]:
+def set_aside(run: Run) -> Path | None:
     """Write the rows that cannot be used into ``quarantine/``.
 
     Raises:
         RunError: if they are more than the recipe allows; shows the first few.
     """
-    corpus, rows = run.corpus, run.rows
-    unusable = np.flatnonzero(rows.unusable)
-    bad = len(unusable) + corpus.unread_rows
+    corpus = run.corpus
+    bad = int(run.rows.unusable.sum()) + corpus.unread_rows
     if bad == 0:
-        return None, 0
-    tables = [pq.read_table(path) for path in corpus.unread]
-    found: list[dict[str, Any]] = []
-    text = run.columns.get("text", "")
-    limit = 1000  # places are looked up one by one
-    for position in unusable:
-        shard = corpus.shards[int(np.searchsorted(rows.start, position, side="right")) - 1]
-        row = int(position - rows.start[shard.index])
-        line = line_of(shard, row) if len(found) < limit else None
-        ids = hex_ids(rows.id_hi[position : position + 1], rows.id_lo[position : position + 1])
-        reason = f"column {text!r}: expected a text, found null"
-        found.append({"file": shard.source, "line": line, "row_id": ids[0], "reason": reason})
-    tables.append(pa.Table.from_pylist(found, UNREAD))
-    table = pa.concat_tables(tables)
+        return None
+    total = corpus.rows + corpus.unread_rows
     step = digest_of([shard.digest for shard in corpus.shards] + [p.name for p in corpus.unread])
     path = run.workspace / "quarantine" / f"{step[:16]}.parquet"
-    with whole_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-    total = corpus.rows + corpus.unread_rows
+    first: list[dict[str, Any]] = []
+    with whole_file(path) as temporary, pq.ParquetWriter(temporary, UNREAD) as out:
+        for table in _bad_rows(run):
+            out.write_table(table)
+            first += table.slice(0, 3 - len(first)).to_pylist()
     if bad > run.recipe.max_quarantine * total:
-        first = "; ".join(
-            f"{r['file']} line {r['line']}: {r['reason']}" for r in table.slice(0, 3).to_pylist()
-        )
+        shown = "; ".join(f"{r['file']} line {r['line']}: {r['reason']}" for r in first)
         raise RunError(
             f"{bad:,} of {total:,} rows are bad, more than max_quarantine = "
-            f"{run.recipe.max_quarantine:g} allows. {first}",
+            f"{run.recipe.max_quarantine:g} allows. {shown}",
             where=str(path),
             mend="mend the corpus, or raise max_quarantine to leave these rows out",
         )
-    return path, bad
+    return path
+
+
+def _bad_rows(run: Run) -> Iterator[pa.Table]:
+    """Lines that no shard holds, then rows without text, file by file."""
+    for unread in run.corpus.unread:
+        yield pq.read_table(unread)
+    reason = f"column {run.columns.get('text', '')!r}: expected a text, found null"
+    for shard in run.corpus.shards:
+        here = run.rows.of(shard)
+        rows = np.flatnonzero(run.rows.unusable[here])
+        if len(rows):
+            ids = hex_ids(run.rows.id_hi[here][rows], run.rows.id_lo[here][rows])
+            columns = {
+                "file": pa.array([shard.source] * len(rows)),
+                "line": pa.array(lines_of(shard, rows)),
+                "row_id": pa.array(ids),
+                "reason": pa.array([reason] * len(rows)),
+                "raw": pa.nulls(len(rows), pa.binary()),
+            }
+            yield pa.table(columns, schema=UNREAD)
 
 
 def score(run: Run, stage: RowScorer) -> None:
@@ -142,15 +149,14 @@ def select(run: Run, stage: Selector) -> None:
     path = run.workspace / "decisions" / f"{stage.operator}-{step[:16]}.parquet"
     edges = run.workspace / "edges" / path.name
     stored = _load_drops(path, step)
-    if stored is None:
-        drops = _decide(run, stage)
-        stored = drops
-        if drops.edges is not None:
-            _store_edges(run, drops.edges, edges)
-        _store_drops(drops, path, step)
+    if stored is None or (stored.has_edges and not edges.exists()):
+        stored = _decide(run, stage)
+        if stored.edges is not None:
+            _store_edges(run, stored.edges, edges)
+        _store_drops(stored, path, step)
     run.progress(stage.stage, 1, 1)
     run.kept[stored.rows] = False
-    with_edges = edges if edges.exists() else None
+    with_edges = edges if stored.has_edges else None
     run.decided.append(Decided(stage.stage, stage.operator, stored, path, with_edges, step))
 
 
@@ -171,6 +177,7 @@ def _decide(run: Run, stage: Selector) -> Drops:
     drops.rows = positions[drops.rows]
     drops.partner = np.where(drops.partner >= 0, positions[drops.partner], -1)
     if drops.edges is not None:
+        drops.has_edges = True
         a, b, value = drops.edges
         drops.edges = (positions[a], positions[b], value)
     return drops
@@ -188,7 +195,12 @@ def _store_drops(drops: Drops, path: Path, step: str) -> None:
             "rules": pa.nulls(len(drops.rows), RULES) if drops.rules is None else drops.rules,
         }
     )
-    notes = {"step": step, "reasons": drops.reasons, "report": drops.report}
+    notes = {
+        "step": step,
+        "reasons": drops.reasons,
+        "report": drops.report,
+        "edges": drops.has_edges,
+    }
     with whole_file(path) as temporary:
         pq.write_table(
             table.replace_schema_metadata({"tamis": json.dumps(notes)}),
@@ -216,6 +228,7 @@ def _load_drops(path: Path, step: str) -> Drops | None:
         similarity=table["similarity"].to_numpy(),
         rules=rules if rules.null_count < len(rules) else None,
         report=notes["report"],
+        has_edges=notes["edges"],
     )
 
 

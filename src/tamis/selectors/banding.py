@@ -7,6 +7,7 @@ import numpy.typing as npt
 from numba import njit, uint64
 
 from tamis.scoring.minhash import UInt32s
+from tamis.storage.errors import RunError
 from tamis.storage.grouping import Int32s, counting_sort, first_with_key
 from tamis.storage.kernels import KERNEL, Int64s, UInt64s, even_cuts, fmix64, in_threads
 
@@ -124,6 +125,11 @@ def bucket_lists(shared: list[tuple[Int32s, Int32s]], rank_of: Int32s, ranked: i
         rank_of: for every row its place among the `ranked` rows, best first; -1 for the others.
     """
     entries = sum(len(members) for members, _ in shared)
+    if entries >= 1 << 31:
+        raise RunError(
+            f"{entries:,} bucket memberships are more than one table can hold",
+            mend="split the corpus, or give fewer bands",
+        )
     entry_row, entry_bucket = np.empty(entries, np.int32), np.empty(entries, np.int32)
     bands: list[npt.NDArray[np.int16]] = []
     buckets = done = 0

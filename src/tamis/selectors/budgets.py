@@ -28,6 +28,9 @@ class Budget(Selector):
     )
 
     def reads(self) -> set[str]:
+        return self.groups_by()
+
+    def groups_by(self) -> set[str]:
         return set() if self.per is None else {self.per}
 
     def memory(self, rows: int, text_bytes: int) -> int:

@@ -20,6 +20,10 @@ class Selector(Operator):
         """Those of `reads` that must be numbers or times."""
         return set()
 
+    def groups_by(self) -> set[str]:
+        """Those of `reads` whose values name groups, and so must be plain."""
+        return set()
+
     def memory(self, rows: int, text_bytes: int) -> int:
         """Upper bound of the bytes it holds at once for a table of `rows`."""
         return rows * 64

@@ -271,7 +271,7 @@ def survivors(
         progress: called with rows decided and rows in all.
     """
     rows = len(sketch)
-    min_equal = _least_equal(sketch.shape[1], threshold, edge_floor)
+    min_equal = _least_equal(sketch.shape[1], threshold)
     state = np.zeros(rows, np.uint8)
     partner = np.full(rows, -1, np.int32)
     similarity = np.zeros(rows, np.float64)
@@ -324,20 +324,14 @@ def survivors(
     return Survival(state == KEPT, partner, similarity, stored, left_out, verified, rounds, splits)
 
 
-def _least_equal(num_perm: int, threshold: float, edge_floor: float) -> int:
+def _least_equal(num_perm: int, threshold: float) -> int:
     """Equal places below which a sketch clearly rejects a pair.
 
-    That is 4.5 standard deviations below what a pair at the threshold has (one in 300,000 has
-    less), but no less than three below a pair at the edge floor. Equal low bytes of different
-    values only add to the count.
+    That is 4.5 standard deviations below what a pair at the threshold has: one in 300,000 has
+    less. Equal low bytes of different values only add to the count.
     """
-
-    def places(similarity: float, deviations: float) -> float:
-        spread = np.sqrt(similarity * (1 - similarity) * num_perm)
-        return float(similarity * num_perm - deviations * spread)
-
-    floor = max(0.0, min(edge_floor, threshold))
-    return int(np.floor(max(places(threshold, 4.5), places(floor, 3))))
+    spread = np.sqrt(threshold * (1 - threshold) * num_perm)
+    return int(np.floor(threshold * num_perm - 4.5 * spread))
 
 
 def _row_starts(rows_of: Int32s, rows: int) -> Int64s:

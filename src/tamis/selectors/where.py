@@ -63,7 +63,8 @@ class Where(Selector):
         ]
         asked = [conjunct.sql for _, conjunct in conjuncts]
         compared = sorted({c.column for _, c in conjuncts if c.column is not None})
-        values = [f'TRY_CAST("{name}" AS DOUBLE)' for name in compared]
+        quoted = [name.replace('"', '""') for name in compared]
+        values = [f'TRY_CAST("{name}" AS DOUBLE)' for name in quoted]
         parts: list[_Broken] = []
         sandbox = Sandbox()
         begin = 0

@@ -1,6 +1,6 @@
 """The corpus: what files there are, their one schema, and the shards that work is cut into.
 
-Parquet is read in place. Every other format is a `StreamReader` (see `streams`) whose rows are
+Parquet is read in place. Every other format has a `blocks.Reader`, and its rows are
 written once into Parquet shards in the workspace, so that everything above sees Parquet only.
 """
 
@@ -132,7 +132,7 @@ class Corpus:
         schema: of the user's columns, as pyarrow's Parquet round trip gives it back.
         shards: in the order of the input files.
         inputs: the files, with digest and rows.
-        unread: Parquet files (schema `streams.UNREAD`) of lines that no shard holds.
+        unread: Parquet files (schema `ingest.UNREAD`) of lines that no shard holds.
         unread_rows: how many lines they hold.
     """
 

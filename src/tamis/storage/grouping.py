@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, uint64
 
-from tamis.storage.kernels import KERNEL, Int64s, UInt64s, fmix64
+from tamis.storage.kernels import KERNEL, fmix64
 
 Int32s = npt.NDArray[np.int32]
 
@@ -75,6 +75,3 @@ def counting_sort(keys, groups):  # type: ignore[no-untyped-def]
         order[cursor[g]] = i
         cursor[g] += 1
     return order, start
-
-
-__all__ = ["Int64s", "UInt64s", "counting_sort", "first_with_key", "first_with_pair"]

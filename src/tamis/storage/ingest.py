@@ -18,10 +18,10 @@ from tamis.storage.corpus import (
     parquet_corpus,
     shards_of,
 )
-from tamis.storage.errors import RunError, UserError
+from tamis.storage.errors import UserError
 from tamis.storage.files import digest_of, whole_file
 from tamis.storage.jsonl import JsonLines
-from tamis.storage.kernels import in_threads
+from tamis.storage.kernels import Int64s, in_threads
 from tamis.storage.python_source import INSTALLED, PythonSource
 
 #: What quarantine holds: where a row stood, why it was put aside, and its bytes where no shard
@@ -152,28 +152,30 @@ def _ingest_file(reader: Reader, file: Path, key: str, schema: pa.Schema, folder
     if data.exists() and bad.exists():
         return
     stored = schema.append(pa.field(LINE_COLUMN, pa.int64(), nullable=False))
-    lost: list[dict[str, object]] = []
-    with whole_file(data) as temporary:
-        with pq.ParquetWriter(temporary, stored, compression="zstd", compression_level=1) as out:
-            for block in reader.blocks(file, schema):
-                if block.rows.num_rows:
-                    out.write_table(
-                        block.rows.append_column(stored.field(LINE_COLUMN), block.lines),
-                        row_group_size=block.rows.num_rows,
-                    )
-                lost += [
+    with (
+        whole_file(data) as temporary,
+        whole_file(bad) as other,
+        pq.ParquetWriter(temporary, stored, compression="zstd", compression_level=1) as out,
+        pq.ParquetWriter(other, UNREAD, compression="zstd") as unread,
+    ):
+        for block in reader.blocks(file, schema):
+            if block.rows.num_rows:
+                out.write_table(
+                    block.rows.append_column(stored.field(LINE_COLUMN), block.lines),
+                    row_group_size=block.rows.num_rows,
+                )
+            if block.bad:
+                lost = [
                     {"file": str(file), "line": b.line, "reason": b.reason, "raw": b.raw}
                     for b in block.bad
                 ]
-        with whole_file(bad) as other:
-            pq.write_table(pa.Table.from_pylist(lost, UNREAD), other, compression="zstd")
+                unread.write_table(pa.Table.from_pylist(lost, UNREAD))
 
 
-def line_of(shard: Shard, row: int) -> int:
-    """The line (from 1) of the user's file that a row of a shard came from; its row if Parquet."""
+def lines_of(shard: Shard, rows: Int64s) -> Int64s:
+    """The lines (from 1) of the user's file that rows of a shard came from; of Parquet the row."""
     if LINE_COLUMN not in pq.read_schema(shard.path).names:
-        return shard.first_row + row
-    column = shard.table([LINE_COLUMN])[LINE_COLUMN]
-    if row >= len(column):
-        raise RunError(f"row {row} is not in shard {shard.index}", where=str(shard.path))
-    return int(column[row].as_py())
+        return shard.first_row + rows
+    column = shard.table([LINE_COLUMN])[LINE_COLUMN].to_numpy()
+    lines: Int64s = column[rows]
+    return lines

@@ -23,13 +23,15 @@ from tamis.storage.kernels import in_threads
 
 #: Bytes of text parsed at a time; a longer line makes a longer block.
 BLOCK_BYTES = 16 << 20
+ENDINGS = (".jsonl", ".ndjson", ".json")
 
 
 class JsonLines:
     """Reader of ``.jsonl``, ``.ndjson`` and ``.json`` (one object a line), also .gz and .zst."""
 
     def files(self, path: str) -> list[Path]:
-        return find_files(path)
+        found = find_files(path)  # a folder may hold a readme beside its data
+        return [file for file in found if _ending(file) in ENDINGS] or found
 
     def digest(self, file: Path) -> str:
         return digest_file(file)
@@ -66,6 +68,10 @@ class JsonLines:
             first_line += text.count(b"\n")
             rows = pa.concat_tables(tables) if tables else schema.empty_table()
             yield Block(rows, pa.array(lines, pa.int64()), bad)
+
+
+def _ending(file: Path) -> str:
+    return Path(file.stem).suffix if file.suffix in (".gz", ".zst") else file.suffix
 
 
 def open_text(file: Path) -> IO[bytes]:

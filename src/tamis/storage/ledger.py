@@ -61,6 +61,7 @@ class Drops:
         rules: every rule of the stage that would have dropped the row (type `RULES`), or None.
         report: figures for the manifest.
         edges: pairs of positions (dropped or not) with their similarity, or None.
+        has_edges: whether edges were stored with these drops.
     """
 
     rows: Int64s
@@ -73,6 +74,7 @@ class Drops:
     rules: pa.Array | None = None
     report: dict[str, Any] = field(default_factory=dict)
     edges: tuple[Int64s, Int64s, Float64s] | None = None
+    has_edges: bool = False
 
     @classmethod
     def of(

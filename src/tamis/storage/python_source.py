@@ -59,7 +59,7 @@ class PythonSource:
             places = sysconfig.get_paths()
             roots = {Path(places[key]) for key in ("stdlib", "purelib", "platlib")}
             return sorted(root for root in roots if root.is_dir())
-        root = Path(path.removeprefix(INSTALLED))
+        root = Path(path.removeprefix(INSTALLED)).expanduser()
         if not root.is_dir():
             raise UserError("not a folder", where=str(root), mend="give the root of a source tree")
         return [root]

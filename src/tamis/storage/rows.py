@@ -8,13 +8,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import xxhash
 
 from tamis.storage.corpus import Corpus, Shard
 from tamis.storage.errors import UserError
 from tamis.storage.files import digest_of
 from tamis.storage.grouping import first_with_pair
 from tamis.storage.hashing import hash_batch, hex_ids
-from tamis.storage.ingest import line_of
+from tamis.storage.ingest import lines_of
 from tamis.storage.kernels import Int64s, UInt64s, in_threads
 from tamis.storage.sidecar import Part, read_sidecar, sidecar_once, sidecar_path
 
@@ -41,6 +42,14 @@ class Rows:
     copy: UInt32s
     unusable: npt.NDArray[np.bool_]
     start: Int64s
+
+    def digest(self, shard: Shard) -> str:
+        """Of the ids, copies and usability of a shard's rows."""
+        here = self.of(shard)
+        state = xxhash.xxh3_128()
+        for column in (self.id_hi, self.id_lo, self.copy, self.unusable):
+            state.update(np.ascontiguousarray(column[here]).data)
+        return state.hexdigest()
 
     def of(self, shard: Shard) -> slice:
         """Positions of a shard's rows."""
@@ -165,5 +174,5 @@ def _content(corpus: Corpus, positions: Int64s, start: Int64s) -> tuple[UInt64s,
 
 def _place(corpus: Corpus, position: int, start: Int64s) -> str:
     shard = corpus.shards[int(np.searchsorted(start, position, side="right")) - 1]
-    line = line_of(shard, position - int(start[shard.index]))
+    (line,) = lines_of(shard, np.array([position - int(start[shard.index])]))
     return f"{shard.source} row {line}"
