@@ -190,3 +190,12 @@ def test_demo_cleans_a_source_tree_of_this_machine(tmp_path: Path) -> None:
     kept = pl.read_parquet(tmp_path / "out" / "*.parquet")
     assert kept["source"].is_not_null().all()
     assert kept["text"].str.len_chars().min() > 0
+
+
+def test_select_takes_a_column_for_a_score_of_that_name(tmp_path: Path) -> None:
+    table = pl.DataFrame({"words": [1, 5, 9]})
+    table.write_parquet(tmp_path / "in.parquet")
+    out, _ = tamis(
+        "select", tmp_path / "in.parquet", tmp_path / "out", "--where", "words > 4", "--json"
+    )
+    assert json.loads(out)["rows"]["kept"] == 2
