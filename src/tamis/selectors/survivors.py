@@ -208,12 +208,11 @@ def _round(  # type: ignore[no-untyped-def]
                 at += 1
                 if settled:
                     cursor[entry] = at
-        if wanted == first_wanted:
-            if cut_short:
-                held_up += 1
-            else:
-                state[row] = KEPT
-                decided += 1
+        if cut_short:
+            held_up += 1
+        elif wanted == first_wanted:
+            state[row] = KEPT
+            decided += 1
     return wanted, decided, held_up
 
 
