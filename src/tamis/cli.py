@@ -174,7 +174,11 @@ def score(
         figures.append([column, values[0], values[1], low, middle, high, values[3]])
     if as_json:
         keys = ("score", "rows", "min", "p5", "median", "p95", "max")
-        print(json.dumps({**_summary(result), "scores": [dict(zip(keys, f)) for f in figures]}))  # noqa: B905
+        print(
+            json.dumps(
+                {**_summary(result), "scores": [dict(zip(keys, f, strict=True)) for f in figures]}
+            )
+        )
         return
     _table(
         ("score", "rows", "min", "5 %", "median", "95 %", "max"),

@@ -73,7 +73,8 @@ def _compression_ratios(data, offsets, ratio):  # type: ignore[no-untyped-def]
 class CompressionRatio(RowScorer):
     """Bytes of a text over the bytes of its LZ4 block (greedy parse); nan for an empty text.
 
-    About 0.9 to 1 for short or random text, 1.3 to 1.8 for prose, far more for repetition.
+    About 0.9 to 1 for short or random text, 1.3 to 1.4 for long
+    prose in books, 1.5 to 2.2 for statutes, far more for repetition.
     LZ4 rather than zlib because its size can be computed without compressing: the ratio is
     lower than zlib's, and orders texts alike.
 
