@@ -1,22 +1,20 @@
 """Balanced k-means: clusters of equal size, each row as near to its centre as room allows."""
 
-from itertools import pairwise
-from typing import NamedTuple
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-from numba import float32, int64, njit
+from numba import njit
 
+from tamis.selectors.inner_products import Float32s, exact_product, one_blas_thread, slack
 from tamis.storage.kernels import KERNEL, Int64s, in_threads
-
-Float32s = npt.NDArray[np.float32]
-Float64s = npt.NDArray[np.float64]
 
 #: The sum of squared moves of the centres at which they have come to rest.
 TOLERANCE = 1e-4
 
-#: The compiler may sum in vectors; the same pair still gives the same bits everywhere.
-_VECTORS = {**KERNEL, "fastmath": {"reassoc", "contract"}}
+#: Scores of rows and centres that a thread holds at a time.
+_SCORES_AT_ONCE = 1 << 21
 
 
 class Balanced(NamedTuple):
@@ -26,29 +24,32 @@ class Balanced(NamedTuple):
     iterations: int
 
 
-@njit(**_VECTORS)
+@njit(**KERNEL)
 def _nearer(vectors, chosen, distance):  # type: ignore[no-untyped-def]
     """Lower every row's squared distance to that from the row `chosen` where it is nearer."""
     for row in range(vectors.shape[0]):
-        s = float32(0)
-        for k in range(vectors.shape[1]):
-            s += vectors[row, k] * vectors[chosen, k]
-        distance[row] = min(distance[row], max(2 - 2 * s, float32(0)))
-    distance[chosen] = 0
+        far = 2 - 2 * exact_product(vectors[row], vectors[chosen])
+        distance[row] = min(distance[row], max(far, 0.0))
+    distance[chosen] = 0.0
 
 
-@njit(**_VECTORS)
-def _propose(rows, vectors, centres, full, worst, worst_row, choice, value):  # type: ignore[no-untyped-def]
-    """For each of some rows the nearest centre that has room, or holds a row less near."""
-    width = vectors.shape[1]
+@njit(**KERNEL)
+def _propose(  # type: ignore[no-untyped-def]
+    scores, rows, vectors, centres, full, worst, worst_row, margin, choice, value
+):
+    """For each of some rows the nearest centre that has room, or holds a row less near.
+
+    `scores` lie within `margin` of the similarities; they only rule centres out.
+    """
     for i in range(rows.shape[0]):
         row = rows[i]
-        best = float32(-np.inf)
-        chosen = int64(-1)
+        best = -np.inf
+        chosen = -1
         for c in range(centres.shape[0]):
-            s = float32(0)
-            for k in range(width):
-                s += vectors[row, k] * centres[c, k]
+            at_most = scores[i, c] + margin
+            if at_most <= best or (full[c] and at_most < worst[c]):
+                continue
+            s = exact_product(vectors[row], centres[c])
             if s <= best:
                 continue
             if full[c] and (s < worst[c] or (s == worst[c] and row > worst_row[c])):
@@ -57,6 +58,19 @@ def _propose(rows, vectors, centres, full, worst, worst_row, choice, value):  # 
             chosen = c
         choice[i] = chosen
         value[i] = best
+
+
+def _ask(
+    vectors: Float32s,
+    centres: Float32s,
+    asking: Sequence[Any],
+    held: Sequence[Any],
+    height: int,
+    first: int,
+) -> None:
+    rows, choice, value = (part[first : first + height] for part in asking)
+    scores = vectors[rows] @ centres.T
+    _propose(scores, rows, vectors, centres, *held, slack(vectors.shape[1]), choice, value)
 
 
 def _assign(vectors: Float32s, centres: Float32s, capacity: Int64s, workers: int) -> Int64s:
@@ -68,19 +82,18 @@ def _assign(vectors: Float32s, centres: Float32s, capacity: Int64s, workers: int
     """
     rows, clusters = len(vectors), len(centres)
     cluster = np.full(rows, -1, np.int64)
-    similarity = np.zeros(rows, np.float32)
+    similarity = np.zeros(rows, np.float64)
     full = np.zeros(clusters, np.bool_)
-    worst = np.zeros(clusters, np.float32)
+    worst = np.zeros(clusters, np.float64)
     worst_row = np.zeros(clusters, np.int64)
     free = np.arange(rows)
+    height = max(16, min(1024, _SCORES_AT_ONCE // clusters))
     while len(free):
-        choice, value = np.empty(len(free), np.int64), np.empty(len(free), np.float32)
-        bars = (vectors, centres, full, worst, worst_row)
-        parts = [
-            (free[a:b], *bars, choice[a:b], value[a:b])
-            for a, b in pairwise(np.linspace(0, len(free), workers * 4 + 1).astype(int).tolist())
-        ]
-        in_threads(lambda part: _propose(*part), parts, workers)
+        choice, value = np.empty(len(free), np.int64), np.empty(len(free), np.float64)
+        ask = partial(
+            _ask, vectors, centres, (free, choice, value), (full, worst, worst_row), height
+        )
+        in_threads(ask, range(0, len(free), height), workers)
         cluster[free], similarity[free] = choice, value
         asked = np.zeros(clusters, np.bool_)
         asked[choice] = True
@@ -92,7 +105,7 @@ def _assign(vectors: Float32s, centres: Float32s, capacity: Int64s, workers: int
         free = members[place >= capacity[cluster[members]]]
         cluster[free] = -1
         full |= size >= capacity  # a centre that was not asked keeps what it has
-        last = members[np.minimum(begin + capacity, len(members)) - 1]
+        last = members[np.clip(begin + capacity, 1, len(members)) - 1]
         changed = asked & (size >= capacity)
         worst[changed], worst_row[changed] = similarity[last[changed]], last[changed]
     return cluster
@@ -102,10 +115,10 @@ def _first_centres(vectors: Float32s, clusters: int, random: np.random.Generator
     """k-means++: each next centre a row drawn by its squared distance to those before."""
     rows = len(vectors)
     chosen = [int(random.integers(rows))]
-    distance = np.full(rows, np.inf, np.float32)
+    distance = np.full(rows, np.inf)
     while len(chosen) < clusters:
         _nearer(vectors, chosen[-1], distance)
-        total = np.cumsum(distance, dtype=np.float64)
+        total = np.cumsum(distance)
         if total[-1] > 0:
             at = int(np.searchsorted(total, random.random() * total[-1], side="right"))
             chosen.append(min(at, rows - 1))
@@ -153,7 +166,8 @@ def balanced_clusters(
     centres = _first_centres(vectors, clusters, np.random.default_rng(seed))
     done = 0
     while True:
-        cluster = _assign(vectors, centres, capacity, workers)
+        with one_blas_thread():
+            cluster = _assign(vectors, centres, capacity, workers)
         done += 1
         moved = _centres(vectors, cluster, clusters)
         shift = float(((moved.astype(np.float64) - centres) ** 2).sum())
