@@ -42,6 +42,7 @@ from tamis.selectors import (  # noqa: F401
     exact_dedup,
     near_dedup,
     random_subset,
+    semantic_leak,
     where,
 )
 from tamis.storage.errors import UserError
