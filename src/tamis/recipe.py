@@ -40,9 +40,12 @@ from tamis.scoring.operator import REGISTRY, Operator, RowScorer, operator_class
 from tamis.selectors import (  # noqa: F401
     budgets,
     exact_dedup,
+    importance,
     near_dedup,
     random_subset,
+    representative_sample,
     semantic_leak,
+    subclasses,
     where,
 )
 from tamis.storage.errors import UserError

@@ -15,7 +15,7 @@ from tamis.selectors.reference import Reference
 from tamis.selectors.selector import Selector, TableOperator
 from tamis.selectors.table import Table
 from tamis.selectors.table_scorer import TableScorer
-from tamis.selectors.vectors import reference_vectors, vectors_of
+from tamis.selectors.vectors import VECTOR_BYTES, reference_vectors, vectors_of
 from tamis.storage.corpus import BATCH_ROWS
 from tamis.storage.errors import UserError
 from tamis.storage.hashing import hex_ids
@@ -25,8 +25,6 @@ from tamis.storage.places import Place
 
 #: Characters of a reference's text that the ledger shows.
 EXCERPT = 300
-#: Numbers of a vector that the memory bound allows for.
-_DIMENSIONS = 1024
 
 
 class _Nearest:
@@ -164,7 +162,7 @@ class AgainstReferences(TableOperator):
         return {self.embedding}
 
     def memory(self, rows: int, text_bytes: int) -> int:
-        return rows * (8 * _DIMENSIONS + 100)
+        return rows * (2 * VECTOR_BYTES + 100)
 
 
 class SemanticLeak(Selector, AgainstReferences):

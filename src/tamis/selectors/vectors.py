@@ -16,6 +16,9 @@ from tamis.storage.kernels import Int64s
 
 Float32s = npt.NDArray[np.float32]
 
+#: Bytes of a vector that bounds of memory allow for: 1,024 numbers.
+VECTOR_BYTES = 4 << 10
+
 
 @dataclass(frozen=True)
 class Vectors:
