@@ -53,7 +53,7 @@ class TowardsTarget(TableOperator):
         description="vectors: the signal of an earlier stage, which then embeds the target as "
         "well, or a column that the corpus and the target have",
     )
-    clusters: int | None = Field(
+    k: int | None = Field(
         default=None, ge=1, description="clusters of the corpus; the square root of its rows"
     )
     smoothing: float = Field(
@@ -90,7 +90,7 @@ class TowardsTarget(TableOperator):
                 mend="embed both with the same model",
             )
         draw = _draws(table, self.seed)[mine.rows]
-        found = kmeans(mine.matrix, self.clusters, draw=draw, workers=table.workers)
+        found = kmeans(mine.matrix, self.k, draw=draw, workers=table.workers)
         used, assignment, size = np.unique(
             found.assignment, return_inverse=True, return_counts=True
         )

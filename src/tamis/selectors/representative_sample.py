@@ -31,7 +31,7 @@ class RepresentativeSample(Budget):
     operator: Literal["representative_sample"] = "representative_sample"
     rows: int | None = Field(default=None, ge=0, description="rows to keep (in each group)")
     fraction: float | None = Field(default=None, ge=0, le=1, description="share to keep")
-    clusters: int | None = Field(
+    k: int | None = Field(
         default=None, ge=1, description="clusters of each group; the square root of its rows"
     )
     embedding: str = Field(
@@ -94,7 +94,7 @@ class RepresentativeSample(Budget):
 
     def _clusters(self, matrix: Float32s, draw: Float64s, workers: int) -> tuple[Int64s, Float64s]:
         """Each row's cluster, and its cosine to the centre."""
-        found = kmeans(matrix, self.clusters, draw=draw, workers=workers)
+        found = kmeans(matrix, self.k, draw=draw, workers=workers)
         return found.assignment.astype(np.int64), found.similarity
 
 

@@ -16,8 +16,8 @@ from tamis.storage.kernels import Int64s
 
 Float32s = npt.NDArray[np.float32]
 
-#: Bytes of a vector that bounds of memory allow for: 1,024 numbers.
-VECTOR_BYTES = 4 << 10
+#: What a vector is taken to need before any has been seen: 384 numbers, as of MiniLM.
+VECTOR_BYTES = 4 * 384
 
 
 @dataclass(frozen=True)
