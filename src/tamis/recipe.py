@@ -43,9 +43,11 @@ from tamis.selectors import (  # noqa: F401
     importance,
     near_dedup,
     random_subset,
+    repetition,
     representative_sample,
     semantic_leak,
     subclasses,
+    topics,
     where,
 )
 from tamis.storage.errors import UserError
