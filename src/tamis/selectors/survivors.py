@@ -96,7 +96,7 @@ def _best_of_rows(row, other, value, limit, best):  # type: ignore[no-untyped-de
         begin = end
 
 
-def _best_edges(pairs: Pairs, limit: int) -> Pairs:
+def best_edges(pairs: Pairs, limit: int) -> Pairs:
     best = np.zeros(len(pairs.row), np.bool_)
     _best_of_rows(*pairs, limit, best)
     return pairs.where(best)
@@ -310,7 +310,7 @@ def survivors(
         left, right = wanted_row[:wanted].copy(), wanted_other[:wanted].copy()
         found = Pairs(left, right, verify(left, right))
         near = found.where(found.value >= edge_floor)
-        edges.append(_best_edges(near, EDGES_PER_ROW))
+        edges.append(best_edges(near, EDGES_PER_ROW))
         left_out += len(near.row) - len(edges[-1].row)
         # What an undecided row knows must be remembered, so that it does not ask again.
         known = known.where(state[known.row] == UNDECIDED).joined(found)
