@@ -73,16 +73,19 @@ class PairSearch:
         ranked: int64 ``(n,)``, rows of the matrix from the best rank down.
         own: int32 ``(n,)``, cluster of every ranked row.
         nearest: int32 ``(n, probes)``, the clusters it looks into; its own comes first.
+        clusters: how many there are.
     """
 
     matrix: Float32s
     ranked: Int64s
     own: Int32s
     nearest: Int32s
+    clusters: int
 
     @classmethod
     def of(cls, matrix: Float32s, clusters: Clusters, ranked: Int64s) -> "PairSearch":
-        return cls(matrix, ranked, clusters.assignment[ranked], clusters.nearest[ranked])
+        own, nearest = clusters.assignment[ranked], clusters.nearest[ranked]
+        return cls(matrix, ranked, own, nearest, len(clusters))
 
     def __call__(
         self,
@@ -135,18 +138,15 @@ class PairSearch:
         row, other = np.concatenate(star_row), np.concatenate(star_other)
         order = np.argsort(row, kind="stable")
         duplicates, near, compared = map(int, totals)
-        return Found(
-            row[order], other[order], complete, found_edges, duplicates, near, compared
-        )
+        return Found(row[order], other[order], complete, found_edges, duplicates, near, compared)
 
     def _jobs(self, rows: Int32s, others: Int32s) -> Iterator[_Job]:
         """Pieces of work: rows that look into a cluster, then rows of it that are looked at."""
-        clusters = int(self.own.max()) + 1 if len(self.own) else 0
-        looking = _lists(rows, self.nearest, clusters)
-        asked = _lists(rows, self.own[:, None], clusters)
-        inside = _lists(others, self.own[:, None], clusters)
-        outside = _lists(others, self.nearest[:, 1:], clusters)
-        for cluster in range(clusters):
+        looking = _lists(rows, self.nearest, self.clusters)
+        asked = _lists(rows, self.own[:, None], self.clusters)
+        inside = _lists(others, self.own[:, None], self.clusters)
+        outside = _lists(others, self.nearest[:, 1:], self.clusters)
+        for cluster in range(self.clusters):
             yield from _cut(looking(cluster), inside(cluster), False)
             yield from _cut(asked(cluster), outside(cluster), True)
 

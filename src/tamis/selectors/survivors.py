@@ -278,7 +278,7 @@ def survivors(
     edges = [known]
     room = max(PAIRS_PER_ROW * rows, MIN_PAIRS)
     wanted_row, wanted_other = np.empty(room, np.int32), np.empty(room, np.int32)
-    cursor, row_start = _cursors(buckets), _row_starts(buckets.entry_row, rows)
+    cursor, row_start = _cursors(buckets), row_starts(buckets.entry_row, rows)
     rounds = splits = done = verified = left_out = 0
     split_yet = False
     while done < rows:
@@ -294,7 +294,7 @@ def survivors(
             buckets.start,
             buckets.members,
             cursor,
-            _row_starts(known.row, rows),
+            row_starts(known.row, rows),
             known.other,
             known.value,
             threshold,
@@ -316,7 +316,7 @@ def survivors(
         known = known.where(state[known.row] == UNDECIDED).joined(found)
         if rounds > STAR_ROUNDS and not split_yet and decided < MIN_PROGRESS * held_up:
             buckets, splits = _split(buckets, state, sketch, banding)
-            cursor, row_start = _cursors(buckets), _row_starts(buckets.entry_row, rows)
+            cursor, row_start = _cursors(buckets), row_starts(buckets.entry_row, rows)
             split_yet = True
     row, other, value = (np.concatenate(part) for part in zip(*edges, strict=True))
     stored = Pairs(row, other, value)
@@ -333,7 +333,7 @@ def _least_equal(num_perm: int, threshold: float) -> int:
     return int(np.floor(threshold * num_perm - 4.5 * spread))
 
 
-def _row_starts(rows_of: Int32s, rows: int) -> Int64s:
+def row_starts(rows_of: Int32s, rows: int) -> Int64s:
     """Where each row's run begins in a sorted list of rows, and the length last."""
     start: Int64s = np.zeros(rows + 1, np.int64)
     np.cumsum(np.bincount(rows_of, minlength=rows), out=start[1:])
