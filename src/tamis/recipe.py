@@ -39,13 +39,16 @@ from tamis.scoring import (  # noqa: F401
 from tamis.scoring.operator import REGISTRY, Operator, RowScorer, operator_class
 from tamis.selectors import (  # noqa: F401
     budgets,
+    cluster_scorer,
     exact_dedup,
     importance,
     near_dedup,
+    prototypes,
     random_subset,
     repetition,
     representative_sample,
     semantic_leak,
+    semdedup,
     subclasses,
     topics,
     where,

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 from numba import float32, njit
 
+from tamis.selectors.budgets import draws
 from tamis.selectors.inner_products import (
     SCORES_AT_ONCE,
     Float32s,
@@ -14,6 +15,8 @@ from tamis.selectors.inner_products import (
     one_blas_thread,
     slack,
 )
+from tamis.selectors.table import Table
+from tamis.selectors.vectors import Vectors
 from tamis.storage.grouping import Int32s, counting_sort
 from tamis.storage.kernels import KERNEL, Int64s, in_threads
 
@@ -115,6 +118,20 @@ def kmeans(
         nearest=nearest,
         iterations=done,
     )
+
+
+def clusters_of(
+    table: Table, vectors: Vectors, k: int | None, *, seed: int, probes: int = 1
+) -> Clusters:
+    """Cluster the vectors of a table's rows; draws come from row_ids and the seed."""
+    draw = draws_of(table, vectors, seed)
+    return kmeans(vectors.matrix, k, draw=draw, probes=probes, workers=table.workers)
+
+
+def draws_of(table: Table, vectors: Vectors, seed: int) -> Float64s:
+    """A random number for every vector that depends on its row's id and the seed."""
+    rows = vectors.rows
+    return draws(table.id_hi[rows], table.id_lo[rows], table.copy[rows], seed)
 
 
 def nearest_centroids(
