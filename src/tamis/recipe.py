@@ -27,6 +27,7 @@ from tamis.scoring import (  # noqa: F401
     boilerplate,
     c4,
     compression,
+    embedding,
     fineweb_quality,
     gopher_quality,
     gopher_repetition,
