@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tamis.storage.edges import Edges
 from tamis.storage.errors import RunError
 from tamis.storage.kernels import Int64s
 
@@ -60,7 +61,7 @@ class Drops:
         similarity: to the partner (nan where there is none).
         rules: every rule of the stage that would have dropped the row (type `RULES`), or None.
         report: figures for the manifest.
-        edges: pairs of positions (dropped or not) with their similarity, or None.
+        edges: pairs of positions (dropped or not), the better-ranked row second, or None.
         has_edges: whether edges were stored with these drops.
     """
 
@@ -73,7 +74,7 @@ class Drops:
     similarity: Float64s
     rules: pa.Array | None = None
     report: dict[str, Any] = field(default_factory=dict)
-    edges: tuple[Int64s, Int64s, Float64s] | None = None
+    edges: Edges | None = None
     has_edges: bool = False
 
     @classmethod
@@ -87,7 +88,7 @@ class Drops:
         partner: Int64s | None = None,
         similarity: Float64s | None = None,
         report: dict[str, Any] | None = None,
-        edges: tuple[Int64s, Int64s, Float64s] | None = None,
+        edges: Edges | None = None,
     ) -> "Drops":
         """Rows dropped for one reason; what is not given is absent from the ledger."""
         none = np.full(len(rows), np.nan)
