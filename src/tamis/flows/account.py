@@ -13,20 +13,18 @@ from tamis.storage.columns import Mask
 from tamis.storage.corpus import Shard
 from tamis.storage.files import digest_of, whole_file
 from tamis.storage.kernels import in_threads
-from tamis.storage.ledger import DECISION, QUARANTINED, RULES
+from tamis.storage.ledger import DECISION, OUTSIDE, QUARANTINED, RULES, Drops
 from tamis.storage.places import Place, parquet_file, place_errors
 from tamis.storage.sidecar import PLACE, Part, sidecar_once, sidecar_path
 
-_LEDGER_VERSION = 1
+_LEDGER_VERSION = 2
 _DROP_COLUMNS = (
     "stage",
     "reason",
     "value",
     "threshold",
     "rules",
-    "partner_hi",
-    "partner_lo",
-    "partner_copy",
+    *OUTSIDE.names,
     "similarity",
 )
 
@@ -48,12 +46,11 @@ def _reason(stage: str, name: str) -> str:
 def write_ledger(run: Run) -> list[Place]:
     """One decision for every row, shard by shard."""
     step = digest_of([_LEDGER_VERSION, [(d.stage, d.step) for d in run.decided]])
-    drops = _all_drops(run)
 
     def work(shard: Shard) -> Place:
         key = digest_of([step, shard.digest, run.rows.digest(shard)])
         path = sidecar_path(run.workspace / "ledger", shard, key)
-        sidecar_once(path, shard, key, DECISION, lambda: _decisions_of(run, drops, shard))
+        sidecar_once(path, shard, key, DECISION, lambda: _decisions_of(run, shard))
         return path
 
     if not run.corpus.shards:
@@ -75,15 +72,15 @@ def ledger_counts(paths: list[Place]) -> dict[str, int]:
     return dict(counts)
 
 
-def _all_drops(run: Run) -> pa.Table:
-    """All stages' drops in order of position; a row is dropped by one stage at most."""
+def _drops_in(run: Run, shard: Shard) -> pa.Table:
+    """All stages' drops in a shard, in order of position; a row is dropped by one at most."""
+    here = run.rows.of(shard)
     parts = []
     for decided in run.decided:
-        drops = decided.drops
+        first, last = np.searchsorted(decided.drops.rows, [here.start, here.stop]).tolist()
+        drops = decided.drops.part(slice(first, last))
         names = pa.array([_reason(decided.stage, name) for name in drops.reasons], pa.string())
         stage = pa.array([decided.stage], pa.string())
-        none = drops.partner < 0
-        partner = np.where(none, 0, drops.partner)
         parts.append(
             pa.table(
                 {
@@ -95,9 +92,7 @@ def _all_drops(run: Run) -> pa.Table:
                     "rules": (
                         pa.nulls(len(drops.rows), RULES) if drops.rules is None else drops.rules
                     ),
-                    "partner_hi": pa.array(run.rows.id_hi[partner], mask=none),
-                    "partner_lo": pa.array(run.rows.id_lo[partner], mask=none),
-                    "partner_copy": pa.array(run.rows.copy[partner], mask=none),
+                    **_partners(run, drops),
                     "similarity": pa.array(drops.similarity, from_pandas=True),
                 }
             )
@@ -108,15 +103,25 @@ def _all_drops(run: Run) -> pa.Table:
     return pa.concat_tables(parts).sort_by("position").combine_chunks()
 
 
-def _part_of(run: Run, drops: pa.Table, shard: Shard) -> pa.Table:
-    here = run.rows.of(shard)
-    first, last = np.searchsorted(drops["position"].to_numpy(), [here.start, here.stop])
-    return drops.slice(int(first), int(last - first))
+def _partners(run: Run, drops: Drops) -> dict[str, pa.Array]:
+    """Who stays in the place of every row dropped: a row of the corpus, or one of a reference."""
+    if drops.outside is not None:
+        return {name: drops.outside[name] for name in OUTSIDE.names}
+    none = drops.partner < 0
+    partner = np.where(none, 0, drops.partner)
+    absent = pa.nulls(len(partner), pa.string())
+    return {
+        "partner_source": absent,
+        "partner_hi": pa.array(run.rows.id_hi[partner], mask=none),
+        "partner_lo": pa.array(run.rows.id_lo[partner], mask=none),
+        "partner_copy": pa.array(run.rows.copy[partner], mask=none),
+        "evidence": absent,
+    }
 
 
-def _decisions_of(run: Run, drops: pa.Table, shard: Shard) -> Iterator[Part]:
+def _decisions_of(run: Run, shard: Shard) -> Iterator[Part]:
     here = run.rows.of(shard)
-    part = _part_of(run, drops, shard)
+    part = _drops_in(run, shard)
     count = shard.rows
     at = np.zeros(count, np.int64)
     absent = np.ones(count, np.bool_)

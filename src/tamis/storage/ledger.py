@@ -23,6 +23,18 @@ RULES = pa.list_(
     )
 )
 
+#: A partner that is no row of the corpus: a row of a reference, by the reference's name, and the
+#: text that speaks for it.
+OUTSIDE = pa.schema(
+    [
+        pa.field("partner_source", pa.string()),
+        pa.field("partner_hi", pa.uint64()),
+        pa.field("partner_lo", pa.uint64()),
+        pa.field("partner_copy", pa.uint32()),
+        pa.field("evidence", pa.string()),
+    ]
+)
+
 #: What a decision says, after ``shard`` and ``row``.
 DECISION = pa.schema(
     [
@@ -37,9 +49,7 @@ DECISION = pa.schema(
         pa.field("value", pa.float64()),
         pa.field("threshold", pa.float64()),
         pa.field("rules", RULES),
-        pa.field("partner_hi", pa.uint64()),
-        pa.field("partner_lo", pa.uint64()),
-        pa.field("partner_copy", pa.uint32()),
+        *OUTSIDE,
         pa.field("similarity", pa.float64()),
     ]
 )
@@ -59,6 +69,8 @@ class Drops:
         value, threshold: what decided (nan where nothing numeric did).
         partner: position of the row that stays in its place, -1 where there is none.
         similarity: to the partner (nan where there is none).
+        outside: for a stage that compares with a reference, what takes the place of `partner`
+            (schema `OUTSIDE`, a row for each row dropped).
         rules: every rule of the stage that would have dropped the row (type `RULES`), or None.
         report: figures for the manifest.
         edges: pairs of positions (dropped or not), the better-ranked row second, or None.
@@ -72,6 +84,7 @@ class Drops:
     threshold: Float64s
     partner: Int64s
     similarity: Float64s
+    outside: pa.Table | None = None
     rules: pa.Array | None = None
     report: dict[str, Any] = field(default_factory=dict)
     edges: Edges | None = None
@@ -87,11 +100,15 @@ class Drops:
         threshold: Float64s | float | None = None,
         partner: Int64s | None = None,
         similarity: Float64s | None = None,
+        outside: pa.Table | None = None,
         report: dict[str, Any] | None = None,
         edges: Edges | None = None,
     ) -> "Drops":
         """Rows dropped for one reason; what is not given is absent from the ledger."""
         none = np.full(len(rows), np.nan)
+        if isinstance(edges, tuple):
+            pairs, edges = edges, Edges()
+            edges.add(*pairs)
         limit = none if threshold is None else np.broadcast_to(threshold, len(rows)).astype(float)
         return cls(
             rows=rows,
@@ -101,8 +118,19 @@ class Drops:
             threshold=limit,
             partner=np.full(len(rows), -1, np.int64) if partner is None else partner,
             similarity=none if similarity is None else similarity,
+            outside=outside,
             report=report or {},
             edges=edges,
+        )
+
+    def part(self, some: slice) -> "Drops":
+        """A run of these drops, without report and edges."""
+        columns = ("rows", "reason", "value", "threshold", "partner", "similarity")
+        return Drops(
+            reasons=self.reasons,
+            outside=None if self.outside is None else self.outside[some],
+            rules=None if self.rules is None else self.rules[some],
+            **{name: getattr(self, name)[some] for name in columns},
         )
 
 
