@@ -33,6 +33,8 @@ class Table:
         scores: by score name, the evaluated operator that gives it.
         workspace: its room ``signals`` holds the sidecars of signals.
         progress: called with a name, work done and work in all.
+        spare: bytes of memory that the run was allowed beyond what it said it may need; None where
+            nobody set a limit.
     """
 
     corpus: Corpus
@@ -45,6 +47,7 @@ class Table:
     workspace: Place
     runner: Runner
     progress: Progress
+    spare: int | None = None
 
     @property
     def workers(self) -> int:
