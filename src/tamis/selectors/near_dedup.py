@@ -140,7 +140,7 @@ class NearDedup(RankedSelector):
     )
     seed: int = Field(default=1, ge=0, lt=2**32, description="seed of the permutations")
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = (
         "Broder 1997 (resemblance); Lee et al. 2022, Deduplicating training data makes language "
         "models better (word 5-grams, threshold .8); Li and König 2010 (b-bit sketches)"
