@@ -24,6 +24,7 @@ from tamis.selectors.survivors import (
     row_starts,
 )
 from tamis.selectors.vectors import normalise
+from tamis.storage.edges import Edges
 from tamis.storage.grouping import first_with_pair
 from tamis.storage.kernels import KERNEL, Int64s, UInt64s, fmix64, in_threads
 
@@ -173,7 +174,7 @@ def greedy(
         partner < 0,
         partner,
         similarity,
-        *groups.edges(found.edges),
+        _stored(groups.edges(found.edges)),
         counts={
             **_sizes(clusters, groups),
             "compared_pairs": compared,
@@ -247,11 +248,17 @@ def published(
         kept,
         partner,
         similarity,
-        *edges,
+        _stored(edges),
         counts={**_sizes(clusters, groups), "compared_pairs": found.compared},
         value=value,
         threshold=limit,
     )
+
+
+def _stored(pairs: tuple[Int64s, Int64s, Float64s]) -> Edges:
+    edges = Edges()
+    edges.add(*pairs)
+    return edges
 
 
 def kept_rows(rows: int, fraction: float) -> int:

@@ -21,6 +21,7 @@ from tamis.selectors.semantic_duplicates import (
 from tamis.selectors.survivors import EDGES_PER_ROW
 from tamis.selectors.table import Table
 from tamis.selectors.vectors import VECTOR_BYTES, Vectors, vectors_of
+from tamis.storage.edges import Edges
 from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import Drops, Float64s
 
@@ -157,6 +158,9 @@ def duplicate_drops(found: SemanticDuplicates, vectors: Vectors) -> Drops:
     rows = vectors.rows
     lost = np.flatnonzero(~found.kept)
     lost = lost[np.argsort(rows[lost])]
+    edges = Edges()
+    for row, other, similarity in found.edges.batches():
+        edges.add(rows[row], rows[other], similarity)
     return Drops.of(
         rows[lost],
         "",
@@ -164,8 +168,8 @@ def duplicate_drops(found: SemanticDuplicates, vectors: Vectors) -> Drops:
         threshold=found.threshold,
         partner=rows[found.partner[lost]],
         similarity=found.similarity[lost],
-        report={**found.counts, "edges": len(found.edge_row)},
-        edges=(rows[found.edge_row], rows[found.edge_other], found.edge_similarity),
+        report={**found.counts, "edges": len(edges)},
+        edges=edges,
     )
 
 

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -15,6 +18,8 @@ from tamis.storage.kernels import Int64s, UInt64s, in_threads
 from tamis.storage.places import Place
 from tamis.storage.rows import Rows, UInt32s
 from tamis.storage.tasks import Runner
+
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Table:
         scores: by score name, the evaluated operator that gives it.
         workspace: its room ``signals`` holds the sidecars of signals.
         progress: called with a name, work done and work in all.
+        spare: bytes of memory that the run was allowed beyond what it said it may need; None where
+            nobody set a limit.
     """
 
     corpus: Corpus
@@ -40,6 +47,7 @@ class Table:
     workspace: Place
     runner: Runner
     progress: Progress
+    spare: int | None = None
 
     @property
     def workers(self) -> int:
@@ -51,15 +59,24 @@ class Table:
 
     @property
     def id_hi(self) -> UInt64s:
-        return self.rows.id_hi[self.positions]
+        return self._of_mine(self.rows.id_hi)
 
     @property
     def id_lo(self) -> UInt64s:
-        return self.rows.id_lo[self.positions]
+        return self._of_mine(self.rows.id_lo)
 
     @property
     def copy(self) -> UInt32s:
-        return self.rows.copy[self.positions]
+        return self._of_mine(self.rows.copy)
+
+    def _of_mine(self, column: npt.NDArray[T]) -> npt.NDArray[T]:
+        """A column of all rows for those of the table; itself where that is all of them."""
+        return column if len(self.positions) == len(column) else column[self.positions]
+
+    @property
+    def spill_folder(self) -> Path | None:
+        """Where large arrays may lie for a while: on this machine, or nowhere said."""
+        return self.workspace if isinstance(self.workspace, Path) else None
 
     def names(self) -> set[str]:
         """Scores and columns of the corpus that can be asked for."""
@@ -91,7 +108,29 @@ class Table:
 
     def signal(self, operator: RowScorer) -> Iterator[pa.RecordBatch]:
         """A signal's columns for the rows still kept, in batches, computed where missing."""
-        yield from evaluate(
+        yield from self._evaluated(operator).batches(operator.fields().names)
+
+    def map_signal(
+        self, operator: RowScorer, function: Callable[[int, pa.RecordBatch], None]
+    ) -> None:
+        """Call a function with a signal's columns, batch by batch on all workers.
+
+        Args:
+            function: gets the row of this table that a batch begins with, and the batch.
+        """
+        evaluated = self._evaluated(operator)
+        first_row = np.searchsorted(self.positions, self.rows.start)
+
+        def work(index: int) -> None:
+            row = int(first_row[index])
+            for batch in evaluated.of_shard(index, operator.fields().names):
+                function(row, batch)
+                row += batch.num_rows
+
+        in_threads(work, range(len(self.corpus.shards)), self.workers)
+
+    def _evaluated(self, operator: RowScorer) -> Evaluated:
+        return evaluate(
             operator,
             self.corpus,
             self.kept,
@@ -100,7 +139,7 @@ class Table:
             "signals",
             self.runner,
             self.corpus.advance(operator.operator, self.progress),
-        ).batches(operator.fields().names)
+        )
 
     def map_text(
         self, role: str, wanted: Int64s, function: Callable[[pa.Array, Int64s, slice], None]
