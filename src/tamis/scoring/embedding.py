@@ -82,6 +82,7 @@ class Embedding(Signal):
         default=None, description="of the model's files; if given, others are refused"
     )
 
+    costly: ClassVar[bool] = True
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "Reimers and Gurevych 2019 (Sentence-BERT)"
     roles: ClassVar[tuple[str, ...]] = ("text",)
