@@ -18,6 +18,8 @@ import tamis
 from tamis.recipe import operators
 from tamis.scoring.embedding import Embedding
 from tamis.scoring.operator import RowScorer
+from tamis.selectors.table_scorer import TableScorer
+from tamis.storage.catalog import query
 from tamis.storage.files import digest_of
 from tests.conftest import make_texts, write_corpus
 
@@ -64,6 +66,10 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "top": {"by": "number", "rows": 50},
     "quantile": {"by": "number", "low": 0.1, "high": 0.8},
     "sample": {"fraction": 0.5},
+    "semdedup": {"embedding": "vector", "threshold": 0.8, "k": 9},
+    "prototype_pruning": {"embedding": "vector", "fraction": 0.6},
+    "d4": {"embedding": "vector", "fraction": 0.5},
+    "cluster": {"embedding": "vector"},
 }
 
 
@@ -80,7 +86,8 @@ def digest_of_operator(name: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = write_corpus(Path(folder) / "in.parquet", TEXTS)
         table = pl.read_parquet(path).with_columns(number=pl.int_range(pl.len()) * 37 % 101)
-        table.write_parquet(path)
+        vectors = np.random.default_rng(4).integers(-9, 10, (len(table), 5))
+        table.with_columns(vector=pl.Series(vectors.tolist())).write_parquet(path)
         result = tamis.run(
             {
                 "corpus": {"path": str(path), "roles": {"text": "text", "id": "id"}},
@@ -88,6 +95,10 @@ def digest_of_operator(name: str) -> str:
                 "workspace": f"{folder}/work",
             }
         )
+        if issubclass(cls, TableScorer):
+            columns = ", ".join(cls(**SELECTORS[name]).fields().names)
+            _, rows = query(result.workspace, f"SELECT {columns} FROM scores ORDER BY row_id")
+            return digest_of([repr(row) for row in rows])
         rows = result.decisions.drop("shard", "row").sort("id_hi").collect().rows()
         return digest_of([repr(row) for row in rows])
 
