@@ -33,11 +33,18 @@ from tamis.scoring import (  # noqa: F401
     language,
     minhash,
     pii,
+    segments,
     text_stats,
     token_count,
 )
 from tamis.scoring.operator import REGISTRY, Operator, RowScorer, operator_class
-from tamis.selectors import budgets, exact_dedup, near_dedup, where  # noqa: F401
+from tamis.selectors import (  # noqa: F401
+    budgets,
+    exact_dedup,
+    near_dedup,
+    segment_dedup,
+    where,
+)
 from tamis.storage.errors import UserError
 from tamis.storage.places import Place, place_of
 from tamis.storage.rows import OnDuplicateId

@@ -108,26 +108,34 @@ def _folded_key(data, start, stop, tables):  # type: ignore[no-untyped-def]
     classes, _, fold_start, fold_length, folded = tables
     high, low = uint64(0), uint64(0)
     length = uint64(0)
-    space_due = False
+    space_due = uint64(0)
     at = start
     while at < stop:
-        code, at = decode(data, at, stop)
-        if code >= classes.shape[0]:
-            code = int64(0xFFFD)
-        run = fold_start[code]
-        for k in range(run, run + fold_length[code]):
-            c = folded[k]
-            if classes[c] == IGNORED:
+        code = int64(data[at])
+        if code < 0x80:
+            at += 1
+            run, last = 0, 1
+        else:
+            code, at = decode(data, at, stop)
+            if code >= classes.shape[0]:
+                code = int64(0xFFFD)
+            run = int64(fold_start[code])
+            last = run + int64(fold_length[code])
+        for k in range(run, last):
+            if code < 0x80:
+                c = code + 32 if 65 <= code <= 90 else code
+            else:
+                c = int64(folded[k])
+            kind = classes[c]
+            if kind == IGNORED:
                 continue
-            if classes[c] == SPACE:
-                space_due = length > uint64(0)
+            if kind == SPACE:
+                space_due = min(length, uint64(1))
                 continue
-            if space_due:
-                high, low = absorb(high, low, uint64(32))
-                length += uint64(1)
-                space_due = False
-            high, low = absorb(high, low, uint64(c))
+            # A space and the character after it are taken in as one.
+            high, low = absorb(high, low, uint64(c) | space_due << uint64(32))
             length += uint64(1)
+            space_due = uint64(0)
     return finish(high, low, length)
 
 

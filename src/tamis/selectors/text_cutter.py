@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tamis.scoring.cuts import Stretches, cut, take
 from tamis.selectors.table import Table
@@ -61,7 +62,8 @@ class TextCutter(TableScorer):
         stretches, partner = cutter.stretches(text, begin)
         done = cut(text, stretches)
         touched, first, cuts = np.unique(stretches.row, return_index=True, return_counts=True)
-        evidence = take(text, Stretches(*(part[first] for part in stretches)), EVIDENCE_BYTES)
+        gone = take(text, Stretches(*(part[first] for part in stretches)), EVIDENCE_BYTES)
+        evidence = pc.utf8_trim_whitespace(gone)
         holder = hex_ids(table.id_hi[partner[first]], table.id_lo[partner[first]])
         counts = np.zeros(rows, np.int64)
         counts[touched] = cuts
