@@ -24,6 +24,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 # Importing an operator registers it; a new one is added here.
 from tamis.scoring import (  # noqa: F401
+    anchors,
     boilerplate,
     c4,
     compression,
@@ -43,6 +44,7 @@ from tamis.selectors import (  # noqa: F401
     exact_dedup,
     near_dedup,
     segment_dedup,
+    substring_dedup,
     where,
 )
 from tamis.storage.errors import UserError

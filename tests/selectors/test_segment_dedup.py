@@ -70,16 +70,18 @@ def expected(
     def long_enough(segment: str) -> bool:
         return len(segment.strip(BLANK)) >= min_characters and bool(segment.strip(BLANK))
 
-    counts = Counter(
-        key_of(s, normalisation) for row in cut_up for _, s in row if long_enough(s)
-    )
+    counts = Counter(key_of(s, normalisation) for row in cut_up for _, s in row if long_enough(s))
     seen: set[str] = set()
     left = []
     for row in cut_up:
         text, any_kept, any_gone = "", False, False
         for gap, segment in row:
             key = key_of(segment, normalisation)
-            if long_enough(segment) and counts[key] >= min_count and (key in seen or not keep_first):
+            if (
+                long_enough(segment)
+                and counts[key] >= min_count
+                and (key in seen or not keep_first)
+            ):
                 any_gone = True
                 continue
             if long_enough(segment):

@@ -88,8 +88,7 @@ def _is_bound(data, i, first, end, bounds, classes):  # type: ignore[no-untyped-
 
 @njit(**KERNEL)
 def _draw_in(data, offsets, row, start, stop, bounds, classes):  # type: ignore[no-untyped-def]
-    """Draw stretches in to where a text may be cut; gives which are left, and the longest stop."""
-    left = np.ones(row.shape[0], np.bool_)
+    """Draw stretches in to where a text may be cut."""
     for k in range(row.shape[0]):
         first, end = offsets[row[k]], offsets[row[k] + 1]
         a, b = first + start[k], first + stop[k]
@@ -98,15 +97,14 @@ def _draw_in(data, offsets, row, start, stop, bounds, classes):  # type: ignore[
         while b > a and not _is_bound(data, b, first, end, bounds, classes):
             b -= 1
         start[k], stop[k] = a - first, b - first
-        left[k] = b > a
-    return left
 
 
 def draw_in(text: pa.Array, stretches: Stretches, bounds: Bounds) -> Stretches:
     """Shorten stretches until they begin and end where a text may be cut.
 
     Never inside a character, between a letter and its marks, inside an emoji joined of several,
-    or between carriage return and line feed; if asked for, only between words or lines.
+    or between carriage return and line feed; if asked for, only between words or lines. A stretch
+    of which nothing is left stops where it starts.
 
     Args:
         text: string array.
@@ -120,8 +118,8 @@ def draw_in(text: pa.Array, stretches: Stretches, bounds: Bounds) -> Stretches:
     """
     data, offsets = string_buffers(text)
     row, start, stop = (np.array(part) for part in stretches)
-    left = _draw_in(data, offsets, row, start, stop, _BOUNDS[bounds], unicode_tables().classes)
-    return Stretches(row[left], start[left], stop[left])
+    _draw_in(data, offsets, row, start, stop, _BOUNDS[bounds], unicode_tables().classes)
+    return Stretches(row, start, stop)
 
 
 @njit(**KERNEL)
@@ -144,7 +142,7 @@ def _cut(data, offsets, row, start, stop, out, out_offsets, characters, removed)
         while k < row.shape[0] and row[k] == i:
             size = _copy(data, at, first + start[k], out, size)
             at = first + stop[k]
-            any_cut = True
+            any_cut |= stop[k] > start[k]
             k += 1
         size = _copy(data, at, end, out, size)
         characters[i] = _characters(data, first, end)
