@@ -33,6 +33,7 @@ from tamis.scoring import (  # noqa: F401
     gopher_repetition,
     language,
     minhash,
+    ngram_index,
     pii,
     segments,
     text_stats,
@@ -41,6 +42,7 @@ from tamis.scoring import (  # noqa: F401
 from tamis.scoring.operator import REGISTRY, Operator, RowScorer, operator_class
 from tamis.selectors import (  # noqa: F401
     budgets,
+    decontaminate,
     exact_dedup,
     near_dedup,
     segment_dedup,

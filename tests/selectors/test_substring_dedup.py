@@ -1,6 +1,7 @@
 """Repeated substrings, against all windows listed plainly and against a suffix array."""
 
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,7 @@ def test_equal_stretches_choose_equal_anchors() -> None:
     texts = ["".join(draw.choices("abcd ", k=99)) + shared + "xyz" for _ in range(50)]
     column = SubstringAnchors(length=64).compute(pa.record_batch({"text": texts}))["anchors"]
     hashes, starts = anchors_of(column)
-    sets = [set(hashes[a:b].tolist()) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    sets = [set(hashes[a:b].tolist()) for a, b in pairwise(starts)]
     assert set.intersection(*sets)
 
 

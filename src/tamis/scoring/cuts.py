@@ -66,7 +66,7 @@ def _before(data, i, first):  # type: ignore[no-untyped-def]
 @njit(**KERNEL)
 def _is_bound(data, i, first, end, bounds, classes):  # type: ignore[no-untyped-def]
     """Whether the text may be cut before byte `i`."""
-    if i == first or i == end:
+    if i in (first, end):
         return True
     if (data[i] & 0xC0) == 0x80:
         return False
@@ -77,11 +77,11 @@ def _is_bound(data, i, first, end, bounds, classes):  # type: ignore[no-untyped-
     code, _ = decode(data, i, end)
     last, _ = decode(data, _before(data, i, first), end)
     here = classes[code] if code < classes.shape[0] else 0
-    if here == MARK or here == IGNORED or _TONES[0] <= code <= _TONES[1] or last == _JOINER:
+    if here in (MARK, IGNORED) or _TONES[0] <= code <= _TONES[1] or last == _JOINER:
         return False
     if bounds == 1:
         there = classes[last] if last < classes.shape[0] else 0
-        inside = there == WORD or there == MARK or there == IGNORED
+        inside = there in (WORD, MARK, IGNORED)
         return not (inside and here == WORD)
     return True
 

@@ -11,7 +11,7 @@ from tamis.scoring.cuts import Stretches
 from tamis.scoring.operator import Signal
 from tamis.scoring.words import IGNORED, SPACE, decode, unicode_tables
 from tamis.storage.hashing import absorb, finish
-from tamis.storage.kernels import KERNEL, Bytes, Int64s, string_buffers
+from tamis.storage.kernels import KERNEL, Int64s, UInt64s, string_buffers
 
 SegmentUnit = Literal["line", "paragraph"]
 Normalisation = Literal["exact", "stripped", "folded"]
@@ -40,10 +40,9 @@ def _line_end(data, at, end):  # type: ignore[no-untyped-def]
 
 @njit(**KERNEL)
 def _all_blank(data, start, stop):  # type: ignore[no-untyped-def]
-    for i in range(uint64(start), uint64(stop)):
-        if not _is_blank(data[i]):
-            return False
-    return True
+    while start < stop and _is_blank(data[start]):
+        start += 1
+    return start == stop
 
 
 @njit(**KERNEL)
@@ -266,7 +265,7 @@ class SegmentKeys(Signal):
         return Stretches(row, start, stop)
 
 
-def keys_of(column: pa.Array) -> tuple[Bytes, Int64s]:
+def keys_of(column: pa.Array) -> tuple[UInt64s, Int64s]:
     """Keys of a batch as ``(n, 2)`` uint64, and where those of every row begin."""
     data, offsets = string_buffers(column)
     held = data[offsets[0] : offsets[-1]].view(np.uint64).reshape(-1, 2)

@@ -6,7 +6,7 @@ looked at. An anchor whose whole surroundings occurred before is a repeat with a
 in; the first of each different surroundings are compared byte by byte, window by window.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,19 @@ class Surroundings(NamedTuple):
     low: UInt64s
     row: Int64s
     place: Int64s
+
+    def part(self, begin: int, stop: int) -> "Surroundings":
+        """Some consecutive ones."""
+        columns: Any = self
+        return Surroundings(*(column[begin:stop] for column in columns))
+
+    @classmethod
+    def joined(cls, parts: "list[Surroundings]") -> "Surroundings":
+        """Those of several batches together."""
+        kinds: tuple[Any, ...] = ("u8", "u8", "u8", "i8", "i8")
+        none = [np.zeros(0, kind) for kind in kinds]
+        columns: Any = zip(none, *parts, strict=True)
+        return cls(*(np.concatenate(column) for column in columns))
 
 
 class Filter:
@@ -126,7 +139,7 @@ def _hash_run(data, start, stop, seed):  # type: ignore[no-untyped-def]
 
 @njit(**KERNEL)
 def _emit_cut(cuts, count, row, start, stop):  # type: ignore[no-untyped-def]
-    """Note bytes of a row that occurred before in the row itself; joined to the last if they meet."""
+    """Note bytes that a row itself had before; joined to the last ones if they meet."""
     if count and cuts[0, count - 1] == row and start <= cuts[2, count - 1]:
         cuts[2, count - 1] = max(cuts[2, count - 1], stop)
         return count
@@ -221,7 +234,7 @@ def surroundings(
     kinds = (np.uint64, np.uint64, np.uint64, np.int64, np.int64)
     total = int((offsets[rows + 1] - offsets[rows]).sum())
     room = BLOCK + total // winnow.window
-    entries = [np.empty(room, kind) for kind in kinds]
+    entries: list[npt.NDArray[Any]] = [np.empty(room, kind) for kind in kinds]
     cuts = np.empty((4, room), np.int64)
     done = size = count = 0
     while done < len(rows):
@@ -307,10 +320,10 @@ def gather(data, offsets, rows, begin, row, place, winnow, texts):  # type: igno
 
 @njit(**KERNEL)
 def _equal(texts, a, b, start, stop):  # type: ignore[no-untyped-def]
-    for c in range(uint64(start), uint64(stop)):
-        if texts[a, c] != texts[b, c]:
-            return False
-    return True
+    c, end = uint64(start), uint64(stop)
+    while c < end and texts[a, c] == texts[b, c]:
+        c += uint64(1)
+    return c == end
 
 
 @njit(**KERNEL)

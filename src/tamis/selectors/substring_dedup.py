@@ -21,7 +21,7 @@ from tamis.selectors.repeats import (
 )
 from tamis.selectors.table import Table
 from tamis.selectors.text_cutter import Cutter, TextCutter, canonical_rank
-from tamis.storage.kernels import Int64s, string_buffers
+from tamis.storage.kernels import Bytes, Int64s, string_buffers
 
 #: Repeated anchors in memory at a time; more are worked on in passes over the texts they are in.
 ANCHORS_AT_ONCE = 1 << 23
@@ -143,9 +143,7 @@ def _entries(
         cuts.append(own._replace(row=wanted[own.row], holder=wanted[own.holder]))
 
     table.map_text("text", wanted, look)
-    kinds = (np.uint64, np.uint64, np.uint64, np.int64, np.int64)
-    columns = zip(*entries, strict=True) if entries else [[np.zeros(0, kind)] for kind in kinds]
-    return Surroundings(*(np.concatenate(column) for column in columns)), merged(cuts)
+    return Surroundings.joined(entries), merged(cuts)
 
 
 def _partial(table: Table, heads: Surroundings, lengths: Int64s, winnow: Winnow) -> list[Cuts]:
@@ -158,13 +156,13 @@ def _partial(table: Table, heads: Surroundings, lengths: Int64s, winnow: Winnow)
         stop = int(ends[max(np.searchsorted(ends, begin + TEXTS_AT_ONCE, side="right") - 1, 0)])
         if stop <= begin:
             stop = int(ends[np.searchsorted(ends, begin, side="right")])
-        here = Surroundings(*(column[begin:stop] for column in heads))
+        here = heads.part(begin, stop)
         found.append(partial_repeats(here, _texts(table, here, winnow), lengths[here.row], winnow))
         begin = stop
     return found
 
 
-def _texts(table: Table, anchors: Surroundings, winnow: Winnow) -> np.ndarray:
+def _texts(table: Table, anchors: Surroundings, winnow: Winnow) -> Bytes:
     """The surroundings of some anchors, ``(n, 2 * length - gram)`` uint8."""
     by_row = np.argsort(anchors.row, kind="stable")
     wanted, number = np.unique(anchors.row[by_row], return_inverse=True)
