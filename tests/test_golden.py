@@ -9,12 +9,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
 
 import tamis
 from tamis.recipe import operators
+from tamis.scoring.embedding import Embedding
 from tamis.scoring.operator import RowScorer
 from tamis.storage.files import digest_of
 from tests.conftest import make_texts, write_corpus
@@ -67,6 +69,8 @@ SELECTORS: dict[str, dict[str, Any]] = {
 
 def digest_of_operator(name: str) -> str:
     cls = operators()[name]
+    if name == "embedding":
+        return digest_of_vectors()
     if issubclass(cls, RowScorer):
         texts = [*TEXTS, *MORE.get(name, [])]
         found = cls(**SCORERS.get(name, {})).compute(pa.record_batch({"text": texts}))
@@ -86,6 +90,19 @@ def digest_of_operator(name: str) -> str:
         )
         rows = result.decisions.drop("shard", "row").sort("id_hi").collect().rows()
         return digest_of([repr(row) for row in rows])
+
+
+def digest_of_vectors() -> str:
+    """Which text lies closest to each: the last bits of a vector differ between processors."""
+    found = Embedding(precision="float32").compute(
+        pa.record_batch({"text": [*TEXTS, *PAGES, "word " * 300]})
+    )
+    vectors = np.stack(found["embedding"].to_numpy(zero_copy_only=False))
+    similar = vectors @ vectors.T
+    np.fill_diagonal(similar, -1)
+    similar[similar > 0.9999] = -1  # copies, of which none is the closest
+    rest = [found[name].to_pylist() for name in ("embedding_tokens", "embedding_truncated")]
+    return digest_of([similar.argmax(axis=1).tolist(), rest])
 
 
 @pytest.mark.parametrize("name", sorted(operators()))

@@ -28,6 +28,7 @@ from tamis.scoring import (  # noqa: F401
     boilerplate,
     c4,
     compression,
+    embedding,
     fineweb_quality,
     gopher_quality,
     gopher_repetition,
@@ -42,11 +43,21 @@ from tamis.scoring import (  # noqa: F401
 from tamis.scoring.operator import REGISTRY, Operator, RowScorer, operator_class
 from tamis.selectors import (  # noqa: F401
     budgets,
+    cluster_scorer,
     decontaminate,
     exact_dedup,
+    importance,
     near_dedup,
+    prototypes,
+    random_subset,
+    repetition,
+    representative_sample,
     segment_dedup,
+    semantic_leak,
+    semdedup,
+    subclasses,
     substring_dedup,
+    topics,
     where,
 )
 from tamis.storage.errors import UserError

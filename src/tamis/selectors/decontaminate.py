@@ -54,9 +54,7 @@ class Items(NamedTuple):
 class NgramOverlap(TableOperator):
     """What the two operators on n-gram overlap with benchmarks share."""
 
-    against: list[Benchmark] = Field(
-        min_length=1, description="the benchmarks; each has `path`, and `text`, `id`, `benchmark`"
-    )
+    references: list[Benchmark] = Field(min_length=1, description="the benchmarks")
     ngram: int = Field(
         default=13,
         ge=2,
@@ -87,18 +85,18 @@ class NgramOverlap(TableOperator):
         return self
 
     def resolve(self, workspace: Place) -> Self:
-        resolved = [reference.resolve(workspace) for reference in self.against]
-        return self.model_copy(update={"against": resolved})
+        resolved = [reference.resolve(workspace) for reference in self.references]
+        return self.model_copy(update={"references": resolved})
 
     def key_parts(self) -> dict[str, Any]:
         return {**super().key_parts(), "index": _INDEX_VERSION}
 
     def hits(self, table: Table) -> tuple[Items, NgramIndex, pa.Table]:
         """The items, their index, and what the rows of a table hold of them."""
-        items = _items(table, self.against)
+        items = _items(table, self.references)
         parts = self.model_dump(mode="json", include={"ngram", "min_words", "max_items"})
-        names = [reference.title for reference in self.against]
-        digest = digest_of([_INDEX_VERSION, parts, [r.digest for r in self.against], names])
+        names = [reference.title for reference in self.references]
+        digest = digest_of([_INDEX_VERSION, parts, [r.digest for r in self.references], names])
         path = absolute(table.workspace) / "references" / f"{digest}.npz"
         if kind_of(path) is None:
             NgramIndex.of(items.text, self.ngram, self.min_words, self.max_items).write(path)
@@ -112,7 +110,7 @@ class Contamination(NgramOverlap, TableScorer):
 
     Texts are cut into words as for near_dedup. An n-gram is found where all its words are, one by
     one; no hash of n-grams decides. A row's item is the one of which it has the largest share of
-    n-grams, the first in the order of `against` and row_id if there are several.
+    n-grams, the first in the order of `references` and row_id if there are several.
     """
 
     operator: Literal["contamination"] = "contamination"
@@ -202,10 +200,10 @@ class Decontaminate(NgramOverlap, Selector):
         )
 
 
-def _items(table: Table, against: list[Benchmark]) -> Items:
+def _items(table: Table, references: list[Benchmark]) -> Items:
     """The items of all benchmarks, reference by reference in the order of row_id and copy."""
     found: list[list[Any]] = []
-    for reference in against:
+    for reference in references:
         other = reference.table(table)
         order: Int64s = np.lexsort((other.copy, other.id_lo, other.id_hi))
         hi, lo, copy = other.id_hi[order], other.id_lo[order], other.copy[order]

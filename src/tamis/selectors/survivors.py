@@ -96,7 +96,7 @@ def _best_of_rows(row, other, value, limit, best):  # type: ignore[no-untyped-de
         begin = end
 
 
-def _best_edges(pairs: Pairs, limit: int) -> Pairs:
+def best_edges(pairs: Pairs, limit: int) -> Pairs:
     best = np.zeros(len(pairs.row), np.bool_)
     _best_of_rows(*pairs, limit, best)
     return pairs.where(best)
@@ -278,7 +278,7 @@ def survivors(
     edges = [known]
     room = max(PAIRS_PER_ROW * rows, MIN_PAIRS)
     wanted_row, wanted_other = np.empty(room, np.int32), np.empty(room, np.int32)
-    cursor, row_start = _cursors(buckets), _row_starts(buckets.entry_row, rows)
+    cursor, row_start = _cursors(buckets), row_starts(buckets.entry_row, rows)
     rounds = splits = done = verified = left_out = 0
     split_yet = False
     while done < rows:
@@ -294,7 +294,7 @@ def survivors(
             buckets.start,
             buckets.members,
             cursor,
-            _row_starts(known.row, rows),
+            row_starts(known.row, rows),
             known.other,
             known.value,
             threshold,
@@ -310,13 +310,13 @@ def survivors(
         left, right = wanted_row[:wanted].copy(), wanted_other[:wanted].copy()
         found = Pairs(left, right, verify(left, right))
         near = found.where(found.value >= edge_floor)
-        edges.append(_best_edges(near, EDGES_PER_ROW))
+        edges.append(best_edges(near, EDGES_PER_ROW))
         left_out += len(near.row) - len(edges[-1].row)
         # What an undecided row knows must be remembered, so that it does not ask again.
         known = known.where(state[known.row] == UNDECIDED).joined(found)
         if rounds > STAR_ROUNDS and not split_yet and decided < MIN_PROGRESS * held_up:
             buckets, splits = _split(buckets, state, sketch, banding)
-            cursor, row_start = _cursors(buckets), _row_starts(buckets.entry_row, rows)
+            cursor, row_start = _cursors(buckets), row_starts(buckets.entry_row, rows)
             split_yet = True
     row, other, value = (np.concatenate(part) for part in zip(*edges, strict=True))
     stored = Pairs(row, other, value)
@@ -333,7 +333,7 @@ def _least_equal(num_perm: int, threshold: float) -> int:
     return int(np.floor(threshold * num_perm - 4.5 * spread))
 
 
-def _row_starts(rows_of: Int32s, rows: int) -> Int64s:
+def row_starts(rows_of: Int32s, rows: int) -> Int64s:
     """Where each row's run begins in a sorted list of rows, and the length last."""
     start: Int64s = np.zeros(rows + 1, np.int64)
     np.cumsum(np.bincount(rows_of, minlength=rows), out=start[1:])
