@@ -95,8 +95,8 @@ class NgramOverlap(TableOperator):
         """The items, their index, and what the rows of a table hold of them."""
         items = _items(table, self.references)
         parts = self.model_dump(mode="json", include={"ngram", "min_words", "max_items"})
-        names = [reference.title for reference in self.references]
-        digest = digest_of([_INDEX_VERSION, parts, [r.digest for r in self.references], names])
+        which = [r.model_dump(mode="json", exclude={"path", "name"}) for r in self.references]
+        digest = digest_of([_INDEX_VERSION, parts, which])
         path = absolute(table.workspace) / "references" / f"{digest}.npz"
         if kind_of(path) is None:
             NgramIndex.of(items.text, self.ngram, self.min_words, self.max_items).write(path)
