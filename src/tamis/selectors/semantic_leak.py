@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
+from tamis.scoring.embedding_models import need_embed
 from tamis.selectors.inner_products import Float64s
 from tamis.selectors.nearest import nearest
 from tamis.selectors.reference import Reference
@@ -112,22 +113,14 @@ _NO_TEXT = pa.array([], pa.large_string())
 def indel_similarity(left: pa.Array, right: pa.Array) -> Float64s:
     """Twice the longest common subsequence over both lengths, for pairs of texts.
 
-    Raises:
-        UserError: if rapidfuzz is not installed.
-
     Example:
         >>> import pyarrow as pa
         >>> indel_similarity(pa.array(["abcd", ""]), pa.array(["abxd", "a"])).tolist()
         [0.75, 0.0]
     """
-    try:
-        from rapidfuzz import process
-        from rapidfuzz.distance import Indel
-    except ImportError:
-        raise UserError(
-            "comparing strings needs the package rapidfuzz",
-            mend='pip install "tamis[embed]"',
-        ) from None
+    from rapidfuzz import process
+    from rapidfuzz.distance import Indel
+
     score = Indel.normalized_similarity
     found = process.cpdist(left.to_pylist(), right.to_pylist(), scorer=score, dtype=np.float64)
     return np.asarray(found, np.float64)
@@ -155,6 +148,7 @@ class AgainstReferences(TableOperator):
         return references
 
     def resolve(self, workspace: Place) -> Self:
+        need_embed("rapidfuzz", f"the stage {self.stage!r}")
         found = [reference.resolve(workspace) for reference in self.references]
         return self.model_copy(update={"references": found})
 
