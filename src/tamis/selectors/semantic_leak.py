@@ -110,7 +110,7 @@ def texts_of(table: Table, rows: Int64s) -> pa.Array:
 _NO_TEXT = pa.array([], pa.large_string())
 
 
-def indel_similarity(left: pa.Array, right: pa.Array) -> Float64s:
+def indel_similarity(left: pa.Array, right: pa.Array, workers: int = 1) -> Float64s:
     """Twice the longest common subsequence over both lengths, for pairs of texts.
 
     Example:
@@ -122,7 +122,8 @@ def indel_similarity(left: pa.Array, right: pa.Array) -> Float64s:
     from rapidfuzz.distance import Indel
 
     score = Indel.normalized_similarity
-    found = process.cpdist(left.to_pylist(), right.to_pylist(), scorer=score, dtype=np.float64)
+    texts = (left.to_pylist(), right.to_pylist())
+    found = process.cpdist(*texts, scorer=score, dtype=np.float64, workers=workers)
     return np.asarray(found, np.float64)
 
 
@@ -192,7 +193,7 @@ class SemanticLeak(Selector, AgainstReferences):
         found = _Nearest(table, self.references, self.embedding)
         lost = np.flatnonzero(found.similarity >= self.threshold)
         theirs = found.texts(lost)
-        alike = indel_similarity(texts_of(table, lost), theirs) if len(lost) else np.zeros(0)
+        alike = indel_similarity(texts_of(table, lost), theirs, table.workers)
         verbatim = alike >= self.string_threshold
         ids = found.ids(lost)
         outside = pa.table(
@@ -255,7 +256,7 @@ class ReferenceSimilarity(TableScorer, AgainstReferences):
             have = rows[found.row[rows] >= 0]
             place = pa.array(np.searchsorted(have, rows), mask=found.row[rows] < 0)
             ids = found.ids(have)
-            indel = indel_similarity(texts_of(table, have), found.texts(have))
+            indel = indel_similarity(texts_of(table, have), found.texts(have), table.workers)
             columns = [
                 pa.array(found.similarity[rows], from_pandas=True),
                 pa.array(indel, pa.float64()).take(place),
