@@ -9,13 +9,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
 
 import tamis
 from tamis.recipe import operators
+from tamis.scoring.embedding import Embedding
 from tamis.scoring.operator import RowScorer
+from tamis.selectors.table_scorer import TableScorer
+from tamis.storage.catalog import query
 from tamis.storage.files import digest_of
 from tests.conftest import make_texts, write_corpus
 
@@ -62,11 +66,17 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "top": {"by": "number", "rows": 50},
     "quantile": {"by": "number", "low": 0.1, "high": 0.8},
     "sample": {"fraction": 0.5},
+    "semdedup": {"embedding": "vector", "threshold": 0.8, "k": 9},
+    "prototype_pruning": {"embedding": "vector", "fraction": 0.6},
+    "d4": {"embedding": "vector", "fraction": 0.5},
+    "cluster": {"embedding": "vector"},
 }
 
 
 def digest_of_operator(name: str) -> str:
     cls = operators()[name]
+    if name == "embedding":
+        return digest_of_vectors()
     if issubclass(cls, RowScorer):
         texts = [*TEXTS, *MORE.get(name, [])]
         found = cls(**SCORERS.get(name, {})).compute(pa.record_batch({"text": texts}))
@@ -76,7 +86,8 @@ def digest_of_operator(name: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = write_corpus(Path(folder) / "in.parquet", TEXTS)
         table = pl.read_parquet(path).with_columns(number=pl.int_range(pl.len()) * 37 % 101)
-        table.write_parquet(path)
+        vectors = np.random.default_rng(4).integers(-9, 10, (len(table), 5))
+        table.with_columns(vector=pl.Series(vectors.tolist())).write_parquet(path)
         result = tamis.run(
             {
                 "corpus": {"path": str(path), "roles": {"text": "text", "id": "id"}},
@@ -84,8 +95,25 @@ def digest_of_operator(name: str) -> str:
                 "workspace": f"{folder}/work",
             }
         )
+        if issubclass(cls, TableScorer):
+            columns = ", ".join(cls(**SELECTORS[name]).fields().names)
+            _, rows = query(result.workspace, f"SELECT {columns} FROM scores ORDER BY row_id")
+            return digest_of([repr(row) for row in rows])
         rows = result.decisions.drop("shard", "row").sort("id_hi").collect().rows()
         return digest_of([repr(row) for row in rows])
+
+
+def digest_of_vectors() -> str:
+    """Which text lies closest to each: the last bits of a vector differ between processors."""
+    found = Embedding(precision="float32").compute(
+        pa.record_batch({"text": [*TEXTS, *PAGES, "word " * 300]})
+    )
+    vectors = np.stack(found["embedding"].to_numpy(zero_copy_only=False))
+    similar = vectors @ vectors.T
+    np.fill_diagonal(similar, -1)
+    similar[similar > 0.9999] = -1  # copies, of which none is the closest
+    rest = [found[name].to_pylist() for name in ("embedding_tokens", "embedding_truncated")]
+    return digest_of([similar.argmax(axis=1).tolist(), rest])
 
 
 @pytest.mark.parametrize("name", sorted(operators()))

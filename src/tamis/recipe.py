@@ -27,6 +27,7 @@ from tamis.scoring import (  # noqa: F401
     boilerplate,
     c4,
     compression,
+    embedding,
     fineweb_quality,
     gopher_quality,
     gopher_repetition,
@@ -37,7 +38,22 @@ from tamis.scoring import (  # noqa: F401
     token_count,
 )
 from tamis.scoring.operator import REGISTRY, Operator, RowScorer, operator_class
-from tamis.selectors import budgets, exact_dedup, near_dedup, where  # noqa: F401
+from tamis.selectors import (  # noqa: F401
+    budgets,
+    cluster_scorer,
+    exact_dedup,
+    importance,
+    near_dedup,
+    prototypes,
+    random_subset,
+    repetition,
+    representative_sample,
+    semantic_leak,
+    semdedup,
+    subclasses,
+    topics,
+    where,
+)
 from tamis.storage.errors import UserError
 from tamis.storage.places import Place, place_of
 from tamis.storage.rows import OnDuplicateId
