@@ -48,11 +48,6 @@ class Clusters:
     def __len__(self) -> int:
         return len(self.centroids)
 
-    def members(self) -> tuple[Int32s, Int64s]:
-        """Rows sorted by cluster, ascending in each, and where every cluster begins."""
-        order, start = counting_sort(self.assignment, len(self))
-        return order, start
-
 
 def default_k(rows: int) -> int:
     """The square root of the number of rows, as SemDeDup and D4 choose it for their sizes."""
