@@ -48,7 +48,7 @@ def _reason(stage: str, name: str) -> str:
 def write_ledger(run: Run) -> list[Place]:
     """One decision for every row, shard by shard."""
     step = digest_of([_LEDGER_VERSION, [(d.stage, d.step) for d in run.decided]])
-    drops = _all_drops(run)
+    drops = all_drops(run)
 
     def work(shard: Shard) -> Place:
         key = digest_of([step, shard.digest, run.rows.digest(shard)])
@@ -75,7 +75,7 @@ def ledger_counts(paths: list[Place]) -> dict[str, int]:
     return dict(counts)
 
 
-def _all_drops(run: Run) -> pa.Table:
+def all_drops(run: Run) -> pa.Table:
     """All stages' drops in order of position; a row is dropped by one stage at most."""
     parts = []
     for decided in run.decided:

@@ -159,7 +159,7 @@ def select(run: Run, stage: Selector) -> None:
     edges = run.workspace / "edges" / path.name
     stored = _load_drops(path, step)
     if stored is None or (stored.has_edges and kind_of(edges) is None):
-        stored = run.runner.step(stage.stage, lambda: _decide(run, stage))
+        stored = run.runner.step(stage.stage, lambda: decide(stage, table_of(run)))
         if stored.edges is not None:
             _store_edges(run, stored.edges, edges)
         _store_drops(stored, path, step)
@@ -175,13 +175,13 @@ def _key(run: Run, source: Source) -> Any:
     return source
 
 
-def _decide(run: Run, stage: Selector) -> Drops:
-    positions = np.flatnonzero(run.kept)
-    table = Table(
+def table_of(run: Run) -> Table:
+    """What a selector sees at this point of a run."""
+    return Table(
         run.corpus,
         run.rows,
         run.kept,
-        positions,
+        np.flatnonzero(run.kept),
         run.columns,
         run.rewritten,
         run.scores,
@@ -189,6 +189,11 @@ def _decide(run: Run, stage: Selector) -> Drops:
         run.runner,
         run.progress,
     )
+
+
+def decide(stage: Selector, table: Table) -> Drops:
+    """A selector's drops, in corpus positions."""
+    positions = table.positions
     drops = stage.select(table)
     drops.rows = positions[drops.rows]
     drops.partner = np.where(drops.partner >= 0, positions[drops.partner], -1)

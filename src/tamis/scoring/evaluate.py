@@ -24,6 +24,7 @@ from tamis.storage.files import digest_of, keep_json
 from tamis.storage.places import Place, absolute, place_of
 from tamis.storage.sidecar import (
     Part,
+    is_done,
     read_sidecar,
     sidecar_batches,
     sidecar_once,
@@ -128,19 +129,49 @@ def evaluate(
         done: called with every shard that is done.
     """
     workspace = absolute(workspace)
-    folder = workspace / room / operator.operator
-    task = Evaluate(
+    task = _task(operator, corpus, kept, columns, workspace, room)
+    found = runner.map(task, corpus.sizes, done)
+    steps = tuple(step for _, step in found)
+    results = keep_json(workspace / "orders", {"folder": task.folder, "steps": steps})
+    return Evaluated(
+        operator, corpus.shards, tuple(place_of(path) for path, _ in found), steps, results
+    )
+
+
+def rows_missing(
+    operator: RowScorer,
+    corpus: Corpus,
+    kept: Mask,
+    columns: Mapping[str, Source],
+    workspace: Place,
+    room: str,
+) -> int:
+    """Rows that `evaluate` with the same arguments would have to compute."""
+    task = _task(operator, corpus, kept, columns, absolute(workspace), room)
+    start = starts_in(task.shards)
+    missing = 0
+    for shard in corpus.shards:
+        seen = kept[start[shard.index] : start[shard.index + 1]]
+        path, step = task.place(shard, seen)
+        if not is_done(path, shard, step):
+            missing += int(seen.sum())
+    return missing
+
+
+def _task(
+    operator: RowScorer,
+    corpus: Corpus,
+    kept: Mask,
+    columns: Mapping[str, Source],
+    workspace: Place,
+    room: str,
+) -> Evaluate:
+    return Evaluate(
         operator=operator.model_dump(mode="json"),
         shards=corpus.keep(workspace / "orders"),
         kept=keep_mask(kept, workspace / "orders"),
         read={role: columns[role] for role in operator.roles},
-        folder=str(folder),
-    )
-    found = runner.map(task, corpus.sizes, done)
-    steps = tuple(step for _, step in found)
-    results = keep_json(workspace / "orders", {"folder": str(folder), "steps": steps})
-    return Evaluated(
-        operator, corpus.shards, tuple(place_of(path) for path, _ in found), steps, results
+        folder=str(workspace / room / operator.operator),
     )
 
 

@@ -12,7 +12,8 @@ from tamis.scoring.minhash import Signatures
 from tamis.scoring.shingles import ShingleSets
 from tamis.selectors.banding import Banding, Buckets, bucket_lists, shared_buckets
 from tamis.selectors.jaccard import Float64s, exact_jaccard
-from tamis.selectors.survivors import Verify, sketch_of, survivors
+from tamis.selectors.known_pairs import KnownPairs, foresee, remembering
+from tamis.selectors.survivors import Survival, Verify, sketch_of, survivors
 from tamis.storage.grouping import Int32s, first_with_pair
 from tamis.storage.kernels import KERNEL, Bytes, Int64s, UInt64s, fmix64, in_threads
 
@@ -173,6 +174,7 @@ def decide(
     edge_floor: float,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    known: tuple[KnownPairs, Int64s] | None = None,
 ) -> Duplicates:
     """Verify candidates and say who survives.
 
@@ -180,17 +182,28 @@ def decide(
         sets_of: shingle sets of given rows, for exact similarities.
         threshold: exact Jaccard similarity from which two rows are duplicates.
         edge_floor: smallest similarity of a pair that is reported as an edge.
+        known: pairs compared before, and the position in the corpus of every row. It changes how
+            much is compared, not what is found.
     """
     ranked, collapsed, stand_in = candidates.ranked, candidates.collapsed, candidates.stand_in
-    outcome = survivors(
-        candidates.buckets,
-        candidates.sketch,
-        _verifier(ranked, candidates.counts, sets_of, workers),
-        banding=candidates.banding,
-        threshold=threshold,
-        edge_floor=edge_floor,
-        progress=progress,
-    )
+    verify = _verifier(ranked, candidates.counts, sets_of, workers)
+
+    def run(verify: Verify) -> Survival:
+        return survivors(
+            candidates.buckets,
+            candidates.sketch,
+            verify,
+            banding=candidates.banding,
+            threshold=threshold,
+            edge_floor=edge_floor,
+            progress=progress,
+        )
+
+    if known is not None:
+        pairs, positions = known[0], known[1][ranked]
+        verify = remembering(verify, pairs, positions)
+        verify(*foresee(run, candidates.sketch, pairs, positions, threshold))
+    outcome = run(verify)
     rows = len(candidates.counts)
     kept = np.ones(rows, np.bool_)
     partner = np.full(rows, -1, np.int64)

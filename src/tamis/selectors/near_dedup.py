@@ -219,6 +219,7 @@ class NearDedup(RankedSelector):
             edge_floor=floor,
             workers=table.workers,
             progress=lambda decided, of: table.progress("duplicates decided", decided, of),
+            known=None if table.known is None else (table.known, table.positions),
         )
         lost = np.flatnonzero(~duplicates.kept)
         return Drops.of(

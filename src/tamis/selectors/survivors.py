@@ -20,6 +20,7 @@ from numba import int64, njit, uint16
 
 from tamis.selectors.banding import Banding, Buckets, grouped
 from tamis.selectors.jaccard import Float64s
+from tamis.selectors.known_pairs import Verify
 from tamis.storage.grouping import Int32s
 from tamis.storage.kernels import KERNEL, Bytes, Int64s
 
@@ -39,9 +40,6 @@ PAIRS_PER_ROW, MIN_PAIRS = 4, 1 << 20
 
 #: Edges kept of what one row asks for in one round: the most similar.
 EDGES_PER_ROW = 8
-
-Verify = Callable[[Int32s, Int32s], Float64s]
-
 
 class Pairs(NamedTuple):
     """Verified pairs of ranks, sorted by `row`; `other` is the better one."""

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from tamis.scoring.evaluate import Evaluated, evaluate
 from tamis.scoring.operator import RowScorer
+from tamis.selectors.known_pairs import KnownPairs
 from tamis.storage.columns import Mask, Source, read_columns
 from tamis.storage.corpus import Corpus, Progress
 from tamis.storage.kernels import Int64s, UInt64s, in_threads
@@ -28,6 +29,7 @@ class Table:
         scores: by score name, the evaluated operator that gives it.
         workspace: its room ``signals`` holds the sidecars of signals.
         progress: called with a name, work done and work in all.
+        known: similarities of pairs that were computed before for the same texts in the same way.
     """
 
     corpus: Corpus
@@ -40,6 +42,7 @@ class Table:
     workspace: Place
     runner: Runner
     progress: Progress
+    known: KnownPairs | None = None
 
     @property
     def workers(self) -> int:
