@@ -107,9 +107,9 @@ def tell(row: dict[str, Any], step: int) -> None:
         say("  kept")
     else:
         say(f"  {row['action']} by {row['stage'] or 'quarantine'}, reason {row['reason']}")
-    for key in ("value", "threshold", "similarity", "partner"):
+    for key in ("value", "threshold", "similarity", "partner", "partner_source", "evidence"):
         if row[key] is not None:
-            say(f"  {key:<11}{figure(row[key])}")
+            say(f"  {key.removeprefix('partner_'):<11}{figure(row[key])}")
     for rule in row["rules"] or ():
         say(
             f"  rule       {rule['rule'] or row['stage']}: value {figure(rule['value'])}, "

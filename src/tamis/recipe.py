@@ -38,7 +38,6 @@ from tamis.scoring import (  # noqa: F401
 )
 from tamis.scoring.operator import REGISTRY, Operator, RowScorer, operator_class
 from tamis.selectors import budgets, exact_dedup, near_dedup, where  # noqa: F401
-from tamis.selectors.selector import Selector
 from tamis.storage.errors import UserError
 from tamis.storage.places import Place, place_of
 from tamis.storage.rows import OnDuplicateId
@@ -129,9 +128,7 @@ class OutputPart(_Part):
 
 
 def _stage_type() -> Any:
-    classes = tuple(
-        cls for _, cls in sorted(REGISTRY.items()) if cls.kind in (RowScorer.kind, Selector.kind)
-    )
+    classes = tuple(cls for _, cls in sorted(REGISTRY.items()))
     return Annotated[Union[classes], Field(discriminator="operator")]  # noqa: UP007
 
 
@@ -199,6 +196,10 @@ class Recipe(_Part):
         if self.output is None and self.workspace is None:
             raise ValueError("give an output path, a workspace, or both")
         return self
+
+    def resolve(self, workspace: Place) -> Self:
+        """This recipe with stages that say what of them lies outside it; see `Operator.resolve`."""
+        return self.model_copy(update={"stages": [s.resolve(workspace) for s in self.stages]})
 
     @property
     def workspace_path(self) -> Place:
@@ -293,7 +294,7 @@ def _explain(problem: Any, places: list[str]) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{path}: no such key"
     if problem["type"].startswith("union_tag"):
-        known = ", ".join(sorted(n for n, c in REGISTRY.items() if c.kind != "signal"))
+        known = ", ".join(sorted(REGISTRY))
         return f"{path}: `operator` must be one of {known}"
     found = (
         "" if isinstance(problem["input"], dict | BaseModel) else f" (found {problem['input']!r})"

@@ -13,20 +13,18 @@ from tamis.storage.columns import Mask
 from tamis.storage.corpus import Shard
 from tamis.storage.files import digest_of, whole_file
 from tamis.storage.kernels import in_threads
-from tamis.storage.ledger import DECISION, QUARANTINED, RULES
+from tamis.storage.ledger import DECISION, OUTSIDE, QUARANTINED, RULES, Drops
 from tamis.storage.places import Place, parquet_file, place_errors
 from tamis.storage.sidecar import PLACE, Part, sidecar_once, sidecar_path
 
-_LEDGER_VERSION = 1
+_LEDGER_VERSION = 2
 _DROP_COLUMNS = (
     "stage",
     "reason",
     "value",
     "threshold",
     "rules",
-    "partner_hi",
-    "partner_lo",
-    "partner_copy",
+    *OUTSIDE.names,
     "similarity",
 )
 
@@ -82,8 +80,6 @@ def all_drops(run: Run) -> pa.Table:
         drops = decided.drops
         names = pa.array([_reason(decided.stage, name) for name in drops.reasons], pa.string())
         stage = pa.array([decided.stage], pa.string())
-        none = drops.partner < 0
-        partner = np.where(none, 0, drops.partner)
         parts.append(
             pa.table(
                 {
@@ -95,9 +91,7 @@ def all_drops(run: Run) -> pa.Table:
                     "rules": (
                         pa.nulls(len(drops.rows), RULES) if drops.rules is None else drops.rules
                     ),
-                    "partner_hi": pa.array(run.rows.id_hi[partner], mask=none),
-                    "partner_lo": pa.array(run.rows.id_lo[partner], mask=none),
-                    "partner_copy": pa.array(run.rows.copy[partner], mask=none),
+                    **_partners(run, drops),
                     "similarity": pa.array(drops.similarity, from_pandas=True),
                 }
             )
@@ -106,6 +100,22 @@ def all_drops(run: Run) -> pa.Table:
         names_only = [f for f in DECISION if f.name in _DROP_COLUMNS]
         return pa.schema([pa.field("position", pa.int64()), *names_only]).empty_table()
     return pa.concat_tables(parts).sort_by("position").combine_chunks()
+
+
+def _partners(run: Run, drops: Drops) -> dict[str, pa.Array]:
+    """Who stays in the place of every row dropped: a row of the corpus, or one of a reference."""
+    if drops.outside is not None:
+        return {name: drops.outside[name] for name in OUTSIDE.names}
+    none = drops.partner < 0
+    partner = np.where(none, 0, drops.partner)
+    absent = pa.nulls(len(partner), pa.string())
+    return {
+        "partner_source": absent,
+        "partner_hi": pa.array(run.rows.id_hi[partner], mask=none),
+        "partner_lo": pa.array(run.rows.id_lo[partner], mask=none),
+        "partner_copy": pa.array(run.rows.copy[partner], mask=none),
+        "evidence": absent,
+    }
 
 
 def _part_of(run: Run, drops: pa.Table, shard: Shard) -> pa.Table:

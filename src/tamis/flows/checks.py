@@ -4,8 +4,8 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from tamis.recipe import Recipe
-from tamis.scoring.operator import REGISTRY, RowScorer
-from tamis.selectors.selector import Selector
+from tamis.scoring.operator import REGISTRY, RowScorer, Scorer, Signal
+from tamis.selectors.selector import TableOperator
 from tamis.selectors.table import is_number
 from tamis.storage.corpus import Corpus
 from tamis.storage.errors import UserError
@@ -57,7 +57,7 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
             )
     known = set(schema.names)
     for index, stage in enumerate(recipe.stages):
-        if isinstance(stage, Selector):
+        if isinstance(stage, TableOperator):
             for name in sorted(stage.reads() - known):
                 raise UserError(
                     f"stages[{index}] ({stage.stage}) reads {name!r}, which is neither a column "
@@ -74,7 +74,7 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                         f"{name!r} of type {schema.field(name).type}",
                         where=where,
                     )
-        elif isinstance(stage, RowScorer):
+        if isinstance(stage, Scorer):
             for name in stage.fields().names:
                 if name in known:
                     raise UserError(
@@ -108,26 +108,29 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _who_gives(name: str) -> str:
-    for operator, cls in REGISTRY.items():
-        if issubclass(cls, RowScorer) and cls.kind == RowScorer.kind and name in score_names(cls):
+    # What is made to be read comes before what is made for other operators.
+    for operator, cls in sorted(REGISTRY.items(), key=lambda entry: issubclass(entry[1], Signal)):
+        if issubclass(cls, Scorer) and name in score_names(cls):
             return f"put `- operator: {operator}` before it"
     return ""
 
 
-def score_names(cls: type[RowScorer]) -> list[str]:
-    """Scores that a row scorer gives by itself: none if it needs parameters."""
+def score_names(cls: type[Scorer]) -> list[str]:
+    """Scores that a scorer gives by itself: none if it needs parameters or a model
+    that is not there.
+    """
     try:
         return list(cls().fields().names)
-    except ValidationError:
+    except (ValidationError, UserError):
         return []
 
 
 def missing_scorers(recipe: Recipe, columns: list[str]) -> list[str]:
     """Row scorers that give names its selectors read, and neither recipe nor corpus gives."""
     given = set(columns) | {
-        n for s in recipe.stages if isinstance(s, RowScorer) for n in s.fields().names
+        n for s in recipe.stages if isinstance(s, Scorer) for n in s.fields().names
     }
-    read = {n for s in recipe.stages if isinstance(s, Selector) for n in s.reads()}
+    read = {n for s in recipe.stages if isinstance(s, TableOperator) for n in s.reads()}
     return [
         name
         for name, cls in sorted(REGISTRY.items())
@@ -148,7 +151,7 @@ def memory_needed(recipe: Recipe, corpus: Corpus, workers: int) -> tuple[int, st
     needs = {
         stage.stage: stage.memory(corpus.rows, corpus.bytes)
         for stage in recipe.stages
-        if isinstance(stage, Selector)
+        if isinstance(stage, TableOperator)
     }
     largest = max(needs, key=lambda name: needs[name], default="")
     return fixed + needs.get(largest, 0), largest

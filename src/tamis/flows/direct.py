@@ -27,8 +27,9 @@ from tamis.flows.account import (
 from tamis.flows.checks import check_columns, memory_needed
 from tamis.flows.steps import Run, score, select, set_aside, write_dataset
 from tamis.recipe import Recipe
-from tamis.scoring.operator import RowScorer
+from tamis.scoring.operator import RowScorer, Signal
 from tamis.selectors.selector import Selector
+from tamis.selectors.table_scorer import TableScorer
 from tamis.storage.catalog import WORKSPACE_MANIFEST, write_catalog
 from tamis.storage.columns import Source
 from tamis.storage.corpus import Corpus, Progress
@@ -126,9 +127,9 @@ def run_recipe(
         with clock.step("corpus"):
             run, bound = _open(recipe, workspace, runner, report)
             quarantine = set_aside(run)
-        for stage in recipe.stages:
+        for stage in run.recipe.stages:
             with clock.step(stage.stage):
-                if isinstance(stage, RowScorer):
+                if isinstance(stage, RowScorer | TableScorer):
                     score(run, stage)
                 elif isinstance(stage, Selector):
                     select(run, stage)
@@ -258,6 +259,7 @@ def _open(recipe: Recipe, workspace: Place, runner: Runner, report: Progress) ->
 
     Returns the run and the bytes of memory it may need.
     """
+    recipe = recipe.resolve(absolute(workspace))
     part = recipe.corpus
     report("reading the corpus", 0, 1)
     corpus = open_corpus(
@@ -310,12 +312,16 @@ def _with_places(
         "columns": run.corpus.schema.names,
         "ledger": [inside(path) for path in ledger],
         "shards": _shard_entries(run.corpus, run.workspace),
-        "scores": {
-            name: {
-                "columns": found.operator.fields().names,
-                "files": [inside(path) for path in found.paths],
+        **{
+            view: {
+                name: {
+                    "columns": found.operator.fields().names,
+                    "files": [inside(path) for path in found.paths],
+                }
+                for name, found in run.evaluated.items()
+                if isinstance(found.operator, Signal) == (view == "signals")
             }
-            for name, found in run.evaluated.items()
+            for view in ("scores", "signals")
         },
         "edges": {d.stage: inside(d.edges) for d in run.decided if d.edges},
         "quarantine": inside(quarantine) if quarantine else None,

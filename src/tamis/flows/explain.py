@@ -28,7 +28,7 @@ def explain(workspace: Place, row_id: str, copy: int | None = None) -> list[dict
         while True:
             entry = _entry(connection, full, number)
             chain.append(entry)
-            if entry["partner"] is None:
+            if entry["partner"] is None or entry["partner_source"] is not None:
                 return chain
             full, number = entry["partner"], entry["partner_copy"]
 

@@ -13,9 +13,10 @@ import xxhash
 
 from tamis.recipe import Recipe
 from tamis.scoring.evaluate import Evaluated, evaluate
-from tamis.scoring.operator import RowScorer
-from tamis.selectors.selector import Selector
+from tamis.scoring.operator import RowScorer, Signal
+from tamis.selectors.selector import Selector, TableOperator
 from tamis.selectors.table import Table
+from tamis.selectors.table_scorer import TableScorer, evaluate_table
 from tamis.storage.columns import Beside, Mask, Source, keep_mask
 from tamis.storage.corpus import Corpus, Progress
 from tamis.storage.dataset import DatasetWriter
@@ -24,7 +25,7 @@ from tamis.storage.files import digest_of, whole_file
 from tamis.storage.hashing import hex_ids
 from tamis.storage.ingest import UNREAD, lines_of
 from tamis.storage.kernels import Int64s
-from tamis.storage.ledger import RULES, Drops
+from tamis.storage.ledger import OUTSIDE, RULES, Drops
 from tamis.storage.places import Place, kind_of, parquet_file, place_errors, shown
 from tamis.storage.rows import Rows
 from tamis.storage.tasks import Done, Runner
@@ -124,18 +125,23 @@ def _bad_rows(run: Run) -> Iterator[pa.Table]:
             yield pa.table(columns, schema=UNREAD)
 
 
-def score(run: Run, stage: RowScorer) -> None:
-    """Evaluate a row scorer on the rows still kept; later stages read the text it rewrites."""
-    evaluated = evaluate(
-        stage,
-        run.corpus,
-        run.kept,
-        run.columns,
-        run.workspace,
-        "scores",
-        run.runner,
-        run.advance(stage.stage),
-    )
+def score(run: Run, stage: RowScorer | TableScorer) -> None:
+    """Evaluate a scorer on the rows still kept; later stages read the text it rewrites."""
+    if isinstance(stage, TableScorer):
+        step, table = _step(run, stage), table_of(run)
+        evaluated = run.runner.step(stage.stage, lambda: evaluate_table(stage, table, step))
+        run.progress(stage.stage, 1, 1)
+    else:
+        evaluated = evaluate(
+            stage,
+            run.corpus,
+            run.kept,
+            run.columns,
+            run.workspace,
+            "signals" if isinstance(stage, Signal) else "scores",
+            run.runner,
+            run.advance(stage.stage),
+        )
     run.evaluated[stage.stage] = evaluated
     run.scores.update(dict.fromkeys(stage.fields().names, evaluated))
     run.columns.update({role: evaluated.column(field) for role, field in stage.rewrites().items()})
@@ -143,18 +149,7 @@ def score(run: Run, stage: RowScorer) -> None:
 
 def select(run: Run, stage: Selector) -> None:
     """Let a selector decide, or take what it decided before from the same input."""
-    read = sorted(stage.reads())
-    step = digest_of(
-        [
-            stage.key_parts(),
-            {role: _key(run, run.columns[role]) for role in stage.roles},
-            [shard.digest for shard in run.corpus.shards],
-            [(name, run.scores[name].steps) for name in read if name in run.scores],
-            *[_key(run, run.rewritten[name]) for name in read if name in run.rewritten],
-            sorted(run.recipe.corpus.identity or [run.recipe.corpus.roles.id or ""]),
-            xxhash.xxh3_128_hexdigest(np.packbits(run.kept).tobytes()),
-        ]
-    )
+    step = _step(run, stage)
     path = run.workspace / "decisions" / f"{stage.operator}-{step[:16]}.parquet"
     edges = run.workspace / "edges" / path.name
     stored = _load_drops(path, step)
@@ -169,14 +164,24 @@ def select(run: Run, stage: Selector) -> None:
     run.decided.append(Decided(stage.stage, stage.operator, stored, path, with_edges, step))
 
 
-def _key(run: Run, source: Source) -> Any:
-    if isinstance(source, Beside):
-        return [source.key(shard) for shard in run.corpus.shards]
-    return source
+def _step(run: Run, stage: TableOperator) -> str:
+    """Key of a stage that sees the whole table."""
+    read = sorted(stage.reads())
+    return digest_of(
+        [
+            stage.key_parts(),
+            {role: _key(run, run.columns[role]) for role in stage.roles},
+            [shard.digest for shard in run.corpus.shards],
+            [(name, run.scores[name].steps) for name in read if name in run.scores],
+            *[_key(run, run.rewritten[name]) for name in read if name in run.rewritten],
+            sorted(run.recipe.corpus.identity or [run.recipe.corpus.roles.id or ""]),
+            xxhash.xxh3_128_hexdigest(np.packbits(run.kept).tobytes()),
+        ]
+    )
 
 
 def table_of(run: Run) -> Table:
-    """What a selector sees at this point of a run."""
+    """The rows still kept, as selectors see them."""
     return Table(
         run.corpus,
         run.rows,
@@ -189,6 +194,12 @@ def table_of(run: Run) -> Table:
         run.runner,
         run.progress,
     )
+
+
+def _key(run: Run, source: Source) -> Any:
+    if isinstance(source, Beside):
+        return [source.key(shard) for shard in run.corpus.shards]
+    return source
 
 
 def decide(stage: Selector, table: Table) -> Drops:
@@ -216,6 +227,9 @@ def _store_drops(drops: Drops, path: Place, step: str) -> None:
             "rules": pa.nulls(len(drops.rows), RULES) if drops.rules is None else drops.rules,
         }
     )
+    if drops.outside is not None:
+        for name in OUTSIDE.names:
+            table = table.append_column(OUTSIDE.field(name), drops.outside[name])
     notes = {
         "step": step,
         "reasons": drops.reasons,
@@ -251,6 +265,7 @@ def _load_drops(path: Place, step: str) -> Drops | None:
         partner=table["partner"].to_numpy(),
         similarity=table["similarity"].to_numpy(),
         rules=rules if rules.null_count < len(rules) else None,
+        outside=table.select(OUTSIDE.names) if OUTSIDE.names[0] in table.column_names else None,
         report=notes["report"],
         has_edges=notes["edges"],
     )

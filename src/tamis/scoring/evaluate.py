@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from tamis.scoring.operator import RowScorer, operator_class
+from tamis.scoring.operator import RowScorer, Scorer, operator_class
 from tamis.storage.columns import (
     Beside,
     Mask,
@@ -35,17 +35,29 @@ from tamis.storage.tasks import Done, Runner, Task
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Where the results of a row scorer lie: one sidecar a shard, for the rows it saw.
+    """Where the results of a scorer lie: one sidecar a shard, for the rows it saw.
 
     Attributes:
         results: the same as a file of `keep_json`, as `Beside` reads it.
     """
 
-    operator: RowScorer
+    operator: Scorer
     shards: tuple[Shard, ...]
     paths: tuple[Place, ...]
     steps: tuple[str, ...]
     results: str
+
+    @classmethod
+    def lying_in(
+        cls, folder: Place, operator: Scorer, corpus: Corpus, steps: Sequence[str], workspace: Place
+    ) -> "Evaluated":
+        """Sidecars of all shards of a corpus, by their steps."""
+        paths = tuple(
+            sidecar_path(folder, shard, step)
+            for shard, step in zip(corpus.shards, steps, strict=True)
+        )
+        results = keep_json(workspace / "orders", {"folder": str(folder), "steps": list(steps)})
+        return cls(operator, corpus.shards, paths, tuple(steps), results)
 
     def column(self, name: str) -> Beside:
         """One of its columns, as a source of values."""
@@ -131,11 +143,8 @@ def evaluate(
     workspace = absolute(workspace)
     task = _task(operator, corpus, kept, columns, workspace, room)
     found = runner.map(task, corpus.sizes, done)
-    steps = tuple(step for _, step in found)
-    results = keep_json(workspace / "orders", {"folder": task.folder, "steps": steps})
-    return Evaluated(
-        operator, corpus.shards, tuple(place_of(path) for path, _ in found), steps, results
-    )
+    steps = [step for _, step in found]
+    return Evaluated.lying_in(place_of(task.folder), operator, corpus, steps, workspace)
 
 
 def rows_missing(

@@ -4,12 +4,13 @@ An operator is one class: its fields are its parameters, its class variables say
 which version of its code speaks, and where it was published. Importing the module registers it.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from tamis.storage.errors import UserError
+from tamis.storage.places import Place
 
 
 class Operator(BaseModel):
@@ -44,12 +45,34 @@ class Operator(BaseModel):
         if field is not None and field.default:
             REGISTRY[field.default] = cls
 
+    def resolve(self, workspace: Place) -> Self:
+        """This operator with what decides its output and lies outside its parameters filled in.
+
+        That is the digest of a model's or a reference's files. Called before any work.
+
+        Raises:
+            UserError: if they are not there, or not what the recipe pins.
+        """
+        return self
+
     def key_parts(self) -> dict[str, Any]:
         """What of this operator decides its output: name, version and parameters."""
         return {"version": self.version, **self.model_dump(mode="json", exclude={"name"})}
 
 
-class RowScorer(Operator):
+class Scorer(Operator):
+    """Gives columns for the rows still kept."""
+
+    def fields(self) -> pa.Schema:
+        """Columns that `compute` returns."""
+        raise NotImplementedError
+
+    def rewrites(self) -> dict[str, str]:
+        """Role to the field that holds its new text for later stages and the dataset."""
+        return {}
+
+
+class RowScorer(Scorer):
     """One Arrow batch in, one batch of score columns out; no state between batches."""
 
     kind: ClassVar[str] = "row scorer"
@@ -58,17 +81,9 @@ class RowScorer(Operator):
         """Resident bytes of what it loads, such as a model, once for all workers."""
         return 0
 
-    def fields(self) -> pa.Schema:
-        """Columns that `compute` returns."""
-        raise NotImplementedError
-
     def compute(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Scores of a batch whose columns are named by role; as many rows, in the same order."""
         raise NotImplementedError
-
-    def rewrites(self) -> dict[str, str]:
-        """Role to the field that holds its new text for later stages and the dataset."""
-        return {}
 
 
 class Signal(RowScorer):

@@ -1,4 +1,4 @@
-"""What every selector has in common."""
+"""What operators that see the whole table have in common, and what every selector has."""
 
 from typing import ClassVar
 
@@ -7,10 +7,8 @@ from tamis.selectors.table import Table
 from tamis.storage.ledger import Drops
 
 
-class Selector(Operator):
-    """Reads columns of the rows still kept, and says which of them to drop and why."""
-
-    kind: ClassVar[str] = "selector"
+class TableOperator(Operator):
+    """Reads columns of all the rows still kept, through a `Table`."""
 
     def reads(self) -> set[str]:
         """Names of the scores and columns it needs beside its roles."""
@@ -27,6 +25,12 @@ class Selector(Operator):
     def memory(self, rows: int, text_bytes: int) -> int:
         """Upper bound of the bytes it holds at once for a table of `rows`."""
         return rows * 64
+
+
+class Selector(TableOperator):
+    """Says which of the rows still kept to drop and why."""
+
+    kind: ClassVar[str] = "selector"
 
     def select(self, table: Table) -> Drops:
         """The rows to drop."""

@@ -47,7 +47,7 @@ def _no_pattern(path: str) -> str:
 
 
 def _fill(connection: duckdb.DuckDBPyConnection, workspace: Place) -> None:
-    """Make the views ``rows``, ``scores``, ``decisions``, ``why`` and ``runs``.
+    """Make the views ``rows``, ``scores``, ``signals``, ``decisions``, ``why`` and ``runs``.
 
     Raises:
         UserError: if no run has ended in this workspace.
@@ -69,7 +69,8 @@ def _fill(connection: duckdb.DuckDBPyConnection, workspace: Place) -> None:
         *_ledger(workspace, manifest),
         _decisions(),
         _rows(workspace, manifest),
-        _scores(workspace, manifest),
+        _scores(workspace, manifest, "scores"),
+        _scores(workspace, manifest, "signals"),
         _runs(workspace),
         _why(manifest),
     ):
@@ -109,7 +110,7 @@ def _decisions() -> str:
     partner = f"CASE WHEN partner_hi IS NOT NULL THEN {_ROW_ID.format('partner')} END"
     return f"""CREATE VIEW decisions AS SELECT {_ROW_ID.format("id")} AS row_id, copy, action,
         repeat, weight, stage, reason, value, threshold, rules, {partner} AS partner,
-        partner_copy, similarity, shard, row FROM ledger"""
+        partner_copy, partner_source, evidence, similarity, shard, row FROM ledger"""
 
 
 def _rows(workspace: Place, manifest: dict[str, Any]) -> str:
@@ -144,10 +145,11 @@ def _absolute(workspace: Place, path: str) -> Place:
     return found if is_remote(found) or Path(path).is_absolute() else workspace / path
 
 
-def _scores(workspace: Place, manifest: dict[str, Any]) -> str:
+def _scores(workspace: Place, manifest: dict[str, Any], view: str) -> str:
+    """The view ``scores`` or ``signals``."""
     columns = ""
     joins = ""
-    for index, found in enumerate(manifest["scores"].values()):
+    for index, found in enumerate(manifest[view].values()):
         alias = f"s{index}"
         if not found["files"]:
             columns += "".join(f", NULL AS {_name(name)}" for name in found["columns"])
@@ -157,7 +159,7 @@ def _scores(workspace: Place, manifest: dict[str, Any]) -> str:
         joins += f" LEFT JOIN {_parquet(files)} {alias} ON {alias}.shard = d.digest"
         joins += f" AND {alias}.row = d.row"
     return (
-        f"CREATE VIEW scores AS SELECT {_ROW_ID.format('d.id')} AS row_id, d.copy, d.shard, "
+        f"CREATE VIEW {view} AS SELECT {_ROW_ID.format('d.id')} AS row_id, d.copy, d.shard, "
         f"d.row{columns} FROM ledger d{joins}"
     )
 
@@ -178,11 +180,13 @@ def _why(manifest: dict[str, Any]) -> str:
     join = ""
     if text:
         join = """JOIN rows r ON r.shard = d.shard AND r.row = d.row
-        LEFT JOIN rows p ON p.row_id = d.partner AND p.copy = d.partner_copy
+        LEFT JOIN rows p ON d.partner_source IS NULL
+        AND p.row_id = d.partner AND p.copy = d.partner_copy
         LEFT JOIN scores ps ON ps.shard = p.shard AND ps.row = p.row"""
     return f"""CREATE VIEW why AS SELECT d.row_id, d.copy, d.action, d.stage, d.reason, d.value,
-    d.threshold, d.rules, d.partner, d.partner_copy, d.similarity, {scores} AS scores,
-    {mine} AS text, {theirs} AS partner_text, {_quoted(manifest["recipe_digest"])} AS recipe,
+    d.threshold, d.rules, d.partner, d.partner_copy, d.partner_source, d.evidence, d.similarity,
+    {scores} AS scores, {mine} AS text, {theirs} AS partner_text,
+    {_quoted(manifest["recipe_digest"])} AS recipe,
     (SELECT run_id FROM runs WHERE runs.recipe = {_quoted(manifest["recipe_digest"])}
      ORDER BY started DESC LIMIT 1) AS run
     FROM decisions d JOIN scores s ON s.shard = d.shard AND s.row = d.row {join}"""
@@ -253,5 +257,5 @@ def query(
         except duckdb.Error as error:
             first = str(error).strip().splitlines()[0]
             raise UserError(
-                first, where="sql", mend="views: rows, scores, decisions, why, runs"
+                first, where="sql", mend="views: rows, scores, signals, decisions, why, runs"
             ) from error

@@ -22,6 +22,18 @@ RULES = pa.list_(
     )
 )
 
+#: A partner that is no row of the corpus: a row of a reference, by the reference's name, and the
+#: text that speaks for it.
+OUTSIDE = pa.schema(
+    [
+        pa.field("partner_source", pa.string()),
+        pa.field("partner_hi", pa.uint64()),
+        pa.field("partner_lo", pa.uint64()),
+        pa.field("partner_copy", pa.uint32()),
+        pa.field("evidence", pa.string()),
+    ]
+)
+
 #: What a decision says, after ``shard`` and ``row``.
 DECISION = pa.schema(
     [
@@ -36,9 +48,7 @@ DECISION = pa.schema(
         pa.field("value", pa.float64()),
         pa.field("threshold", pa.float64()),
         pa.field("rules", RULES),
-        pa.field("partner_hi", pa.uint64()),
-        pa.field("partner_lo", pa.uint64()),
-        pa.field("partner_copy", pa.uint32()),
+        *OUTSIDE,
         pa.field("similarity", pa.float64()),
     ]
 )
@@ -58,6 +68,8 @@ class Drops:
         value, threshold: what decided (nan where nothing numeric did).
         partner: position of the row that stays in its place, -1 where there is none.
         similarity: to the partner (nan where there is none).
+        outside: for a stage that compares with a reference, what takes the place of `partner`
+            (schema `OUTSIDE`, a row for each row dropped).
         rules: every rule of the stage that would have dropped the row (type `RULES`), or None.
         report: figures for the manifest.
         edges: pairs of positions (dropped or not) with their similarity, or None.
@@ -71,6 +83,7 @@ class Drops:
     threshold: Float64s
     partner: Int64s
     similarity: Float64s
+    outside: pa.Table | None = None
     rules: pa.Array | None = None
     report: dict[str, Any] = field(default_factory=dict)
     edges: tuple[Int64s, Int64s, Float64s] | None = None
@@ -86,6 +99,7 @@ class Drops:
         threshold: Float64s | float | None = None,
         partner: Int64s | None = None,
         similarity: Float64s | None = None,
+        outside: pa.Table | None = None,
         report: dict[str, Any] | None = None,
         edges: tuple[Int64s, Int64s, Float64s] | None = None,
     ) -> "Drops":
@@ -100,6 +114,7 @@ class Drops:
             threshold=limit,
             partner=np.full(len(rows), -1, np.int64) if partner is None else partner,
             similarity=none if similarity is None else similarity,
+            outside=outside,
             report=report or {},
             edges=edges,
         )
