@@ -128,7 +128,7 @@ def _bad_rows(run: Run) -> Iterator[pa.Table]:
 def score(run: Run, stage: RowScorer | TableScorer) -> None:
     """Evaluate a scorer on the rows still kept; later stages read the text it rewrites."""
     if isinstance(stage, TableScorer):
-        step, table = _step(run, stage), table_of(run)
+        step, table = step_of(run, stage), table_of(run)
         evaluated = run.runner.step(stage.stage, lambda: evaluate_table(stage, table, step))
         run.progress(stage.stage, 1, 1)
     else:
@@ -149,7 +149,7 @@ def score(run: Run, stage: RowScorer | TableScorer) -> None:
 
 def select(run: Run, stage: Selector) -> None:
     """Let a selector decide, or take what it decided before from the same input."""
-    step = _step(run, stage)
+    step = step_of(run, stage)
     path = run.workspace / "decisions" / f"{stage.operator}-{step[:16]}.parquet"
     edges = run.workspace / "edges" / path.name
     stored = _load_drops(path, step)
@@ -164,7 +164,7 @@ def select(run: Run, stage: Selector) -> None:
     run.decided.append(Decided(stage.stage, stage.operator, stored, path, with_edges, step))
 
 
-def _step(run: Run, stage: TableOperator) -> str:
+def step_of(run: Run, stage: TableOperator) -> str:
     """Key of a stage that sees the whole table."""
     read = sorted(stage.reads())
     return digest_of(

@@ -12,8 +12,8 @@ from tamis.scoring.minhash import Signatures
 from tamis.scoring.shingles import ShingleSets
 from tamis.selectors.banding import Banding, Buckets, bucket_lists, shared_buckets
 from tamis.selectors.jaccard import Float64s, exact_jaccard
-from tamis.selectors.known_pairs import KnownPairs, foresee, remembering
-from tamis.selectors.survivors import Survival, Verify, sketch_of, survivors
+from tamis.selectors.known_pairs import KnownPairs, Verify, foresee, remembering
+from tamis.selectors.survivors import Survival, sketch_of, survivors
 from tamis.storage.grouping import Int32s, first_with_pair
 from tamis.storage.kernels import KERNEL, Bytes, Int64s, UInt64s, fmix64, in_threads
 

@@ -178,6 +178,9 @@ class NearDedup(RankedSelector):
             seed=self.seed,
         )
 
+    def similarity_parts(self) -> Any:
+        return list(self.signal.shingling)
+
     def memory(self, rows: int, text_bytes: int) -> int:
         """Signatures, sketches, buckets, pairs and results a row; the sets verified at a time.
 

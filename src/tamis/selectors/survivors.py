@@ -41,6 +41,7 @@ PAIRS_PER_ROW, MIN_PAIRS = 4, 1 << 20
 #: Edges kept of what one row asks for in one round: the most similar.
 EDGES_PER_ROW = 8
 
+
 class Pairs(NamedTuple):
     """Verified pairs of ranks, sorted by `row`; `other` is the better one."""
 
