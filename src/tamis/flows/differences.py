@@ -1,6 +1,6 @@
 """Two outcomes of one corpus held against each other: rows, characters, tokens, domains."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from tamis.storage.kernels import Int64s, in_threads
 
 #: Scores that count tokens, the better one first.
 TOKENS = ("tokens", "tokens_estimated")
-_WRITERS = {
+_WRITERS: dict[str, Callable[[pl.DataFrame, Path], None]] = {
     ".parquet": pl.DataFrame.write_parquet,
     ".csv": pl.DataFrame.write_csv,
     ".jsonl": pl.DataFrame.write_ndjson,

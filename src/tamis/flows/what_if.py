@@ -20,7 +20,7 @@ from tamis.flows.steps import Decided, Run, decide, score, select, step_of, tabl
 from tamis.recipe import Recipe, check_recipe
 from tamis.scoring.evaluate import Evaluated, evaluate, rows_missing
 from tamis.scoring.operator import RowScorer
-from tamis.selectors.known_pairs import KnownPairs
+from tamis.selectors.known_pairs import Known, KnownPairs
 from tamis.selectors.selector import Selector
 from tamis.selectors.table import Table
 from tamis.selectors.table_scorer import TableScorer, evaluate_table
@@ -30,6 +30,7 @@ from tamis.storage.corpus import Progress
 from tamis.storage.errors import RunError, UserError
 from tamis.storage.files import read_json
 from tamis.storage.kernels import Int64s
+from tamis.storage.ledger import Drops
 from tamis.storage.places import Place, kind_of, parquet_file, place_errors, shown
 from tamis.storage.tasks import Runner
 
@@ -52,7 +53,7 @@ class StoredTable(Table):
 
     seen: Mask = field(kw_only=True)
 
-    def signal(self, operator: RowScorer) -> Iterator[pa.RecordBatch]:
+    def evaluated(self, operator: RowScorer) -> Evaluated:
         if (self.kept & ~self.seen).any():
             raise _NotSeen
         where = (self.corpus, self.seen, self.columns, self.workspace, "signals")
@@ -62,12 +63,16 @@ class StoredTable(Table):
                 f"the signal {operator.operator} would have to be computed for {missing:,} rows",
                 mend="--evaluate computes it; other parameters of the stage need no signal anew",
             )
-        inside = self.kept[self.seen]
+        return evaluate(operator, *where, self.runner)
+
+    def signal_batches(self, evaluated: Evaluated, index: int) -> Iterator[pa.RecordBatch]:
+        here = self.rows.of(self.corpus.shards[index])
+        inside = self.kept[here][self.seen[here]]
         begin = 0
-        for batch in evaluate(operator, *where, self.runner).batches(operator.fields().names):
-            here = inside[begin : begin + batch.num_rows]
+        for batch in super().signal_batches(evaluated, index):
+            part = inside[begin : begin + batch.num_rows]
             begin += batch.num_rows
-            yield batch if here.all() else batch.filter(pa.array(here))
+            yield batch if part.all() else batch.filter(pa.array(part))
 
 
 @dataclass
@@ -283,11 +288,14 @@ def _decide_again(found: Alternative, past: Past, stage: Selector, evaluate_more
         run.kept[old.drops.rows] = False
         run.decided.append(old)
         return
-    known = past.pairs(stage)
-    if evaluate_more:
-        drops = decide(stage, replace(table_of(run), known=known))
-    else:
-        drops = _seen(found, past, stage.stage, lambda t: decide(stage, replace(t, known=known)))
+    pairs = past.pairs(stage)
+
+    def again(table: Table) -> Drops:
+        known = None if pairs is None else Known(pairs, table.positions)
+        return decide(stage, replace(table, known=known))
+
+    drops = again(table_of(run)) if evaluate_more else _seen(found, past, stage.stage, again)
+    drops.edges = None
     run.kept[drops.rows] = False
     run.decided.append(Decided(stage.stage, stage.operator, drops, old.path, None, step))
 

@@ -65,8 +65,12 @@ class Evaluated:
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The sidecars' columns, shard by shard in bounded batches."""
-        for shard, path, step in zip(self.shards, self.paths, self.steps, strict=True):
-            yield from sidecar_batches(path, shard, step, columns)
+        for index in range(len(self.shards)):
+            yield from self.of_shard(index, columns)
+
+    def of_shard(self, index: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """One sidecar's columns in bounded batches."""
+        return sidecar_batches(self.paths[index], self.shards[index], self.steps[index], columns)
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The sidecars' columns, one table a shard."""

@@ -6,10 +6,11 @@ tells nearly all the pairs that will be asked for; these are compared together.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, uint8
+from numba import njit
 
 from tamis.storage.grouping import Int32s
 from tamis.storage.kernels import KERNEL, Bytes, Int64s, UInt64s
@@ -67,19 +68,34 @@ def _keys(left: Int64s, right: Int64s) -> UInt64s:
     return (low.astype(np.uint64) << np.uint64(32)) | high.astype(np.uint64)
 
 
-def remembering(verify: Verify, known: KnownPairs, position: Int64s) -> Verify:
-    """The same as `verify`, which is called for what is not known only.
+class Known(NamedTuple):
+    """What is known of a table's pairs.
 
-    Args:
-        position: where in the corpus the rows are that `verify` numbers.
+    ``position`` (int64) is where in the corpus each of its rows is.
     """
 
+    pairs: KnownPairs
+    position: Int64s
+
+    def of(self, rows: Int64s) -> "Known":
+        """The same for some rows, numbered anew."""
+        return Known(self.pairs, self.position[rows])
+
+    def find(self, left: Int32s, right: Int32s) -> Float64s:
+        """See `KnownPairs.find`; for rows of the table."""
+        return self.pairs.find(self.position[left], self.position[right])
+
+
+def remembering(verify: Verify, known: Known) -> Verify:
+    """The same as `verify`, which is called for what is not known only."""
+
     def find(left: Int32s, right: Int32s) -> Float64s:
-        value = known.find(position[left], position[right])
+        value = known.find(left, right)
         new = np.flatnonzero(np.isnan(value))
         if len(new):
-            value[new] = verify(left[new], right[new])
-            known.add(position[left[new]], position[right[new]], value[new])
+            a, b = left[new], right[new]
+            value[new] = verify(a, b)
+            known.pairs.add(known.position[a], known.position[b], value[new])
         return value
 
     return find
@@ -89,19 +105,16 @@ def remembering(verify: Verify, known: KnownPairs, position: Int64s) -> Verify:
 def _equal_places(sketch, left, right, result):  # type: ignore[no-untyped-def]
     for p in range(left.shape[0]):
         a, b = sketch[left[p]], sketch[right[p]]
-        equal = uint8(0)
-        total = 0
+        equal = 0
         for k in range(sketch.shape[1]):
-            equal = uint8(a[k] == b[k])
-            total += equal
-        result[p] = total
+            equal += a[k] == b[k]
+        result[p] = equal
 
 
 def foresee(
     decide: Callable[[Verify], object],
     sketch: Bytes,
-    known: KnownPairs,
-    position: Int64s,
+    known: Known,
     threshold: float,
 ) -> tuple[Int32s, Int32s]:
     """The pairs that are not known and that `decide` will, most likely, ask for; sorted.
@@ -117,7 +130,7 @@ def foresee(
 
     def guess(left: Int32s, right: Int32s) -> Float64s:
         nonlocal room
-        value = known.find(position[left], position[right])
+        value = known.find(left, right)
         new = np.flatnonzero(np.isnan(value))
         equal = np.empty(len(new), np.int64)
         _equal_places(sketch, left[new], right[new], equal)

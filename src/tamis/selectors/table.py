@@ -2,20 +2,25 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tamis.scoring.evaluate import Evaluated, evaluate
 from tamis.scoring.operator import RowScorer
-from tamis.selectors.known_pairs import KnownPairs
+from tamis.selectors.known_pairs import Known
 from tamis.storage.columns import Mask, Source, read_columns
 from tamis.storage.corpus import Corpus, Progress
 from tamis.storage.kernels import Int64s, UInt64s, in_threads
 from tamis.storage.places import Place
 from tamis.storage.rows import Rows, UInt32s
 from tamis.storage.tasks import Runner
+
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Table:
     workspace: Place
     runner: Runner
     progress: Progress
-    known: KnownPairs | None = None
+    known: Known | None = None
 
     @property
     def workers(self) -> int:
@@ -54,15 +59,24 @@ class Table:
 
     @property
     def id_hi(self) -> UInt64s:
-        return self.rows.id_hi[self.positions]
+        return self._of_mine(self.rows.id_hi)
 
     @property
     def id_lo(self) -> UInt64s:
-        return self.rows.id_lo[self.positions]
+        return self._of_mine(self.rows.id_lo)
 
     @property
     def copy(self) -> UInt32s:
-        return self.rows.copy[self.positions]
+        return self._of_mine(self.rows.copy)
+
+    def _of_mine(self, column: npt.NDArray[T]) -> npt.NDArray[T]:
+        """A column of all rows for those of the table; itself where that is all of them."""
+        return column if len(self.positions) == len(column) else column[self.positions]
+
+    @property
+    def spill_folder(self) -> Path | None:
+        """Where large arrays may lie for a while: on this machine, or nowhere said."""
+        return self.workspace if isinstance(self.workspace, Path) else None
 
     def names(self) -> set[str]:
         """Scores and columns of the corpus that can be asked for."""
@@ -94,7 +108,36 @@ class Table:
 
     def signal(self, operator: RowScorer) -> Iterator[pa.RecordBatch]:
         """A signal's columns for the rows still kept, in batches, computed where missing."""
-        yield from evaluate(
+        evaluated = self.evaluated(operator)
+        for index in range(len(self.corpus.shards)):
+            yield from self.signal_batches(evaluated, index)
+
+    def map_signal(
+        self, operator: RowScorer, function: Callable[[int, pa.RecordBatch], None]
+    ) -> None:
+        """Call a function with a signal's columns, batch by batch on all workers.
+
+        Args:
+            function: gets the row of this table that a batch begins with, and the batch.
+        """
+        evaluated = self.evaluated(operator)
+        first_row = np.searchsorted(self.positions, self.rows.start)
+
+        def work(index: int) -> None:
+            row = int(first_row[index])
+            for batch in self.signal_batches(evaluated, index):
+                function(row, batch)
+                row += batch.num_rows
+
+        in_threads(work, range(len(self.corpus.shards)), self.workers)
+
+    def signal_batches(self, evaluated: Evaluated, index: int) -> Iterator[pa.RecordBatch]:
+        """A signal's columns for the rows of one shard."""
+        return evaluated.of_shard(index, evaluated.operator.fields().names)
+
+    def evaluated(self, operator: RowScorer) -> Evaluated:
+        """A signal, computed where it is missing."""
+        return evaluate(
             operator,
             self.corpus,
             self.kept,
@@ -103,7 +146,7 @@ class Table:
             "signals",
             self.runner,
             self.corpus.advance(operator.operator, self.progress),
-        ).batches(operator.fields().names)
+        )
 
     def map_text(
         self, role: str, wanted: Int64s, function: Callable[[pa.Array, Int64s, slice], None]
