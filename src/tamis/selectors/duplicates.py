@@ -229,7 +229,10 @@ def decide(
     if known is not None:
         known = known.of(candidates.ranked)
         verify = remembering(verify, known)
-        verify(*foresee(run, candidates.sketch, known, threshold))
+        outcome, left, right = foresee(run, candidates.sketch, known, threshold)
+        if not len(left):
+            return outcome
+        verify(left, right)
     return run(verify)
 
 

@@ -6,7 +6,7 @@ tells nearly all the pairs that will be asked for; these are compared together.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from numba import njit
 from tamis.storage.grouping import Int32s
 from tamis.storage.kernels import KERNEL, Bytes, Int64s, UInt64s
 
+T = TypeVar("T")
 Float64s = npt.NDArray[np.float64]
 #: Exact similarity of pairs of rows, sorted by the first.
 Verify = Callable[[Int32s, Int32s], Float64s]
@@ -112,12 +113,14 @@ def _equal_places(sketch, left, right, result):  # type: ignore[no-untyped-def]
 
 
 def foresee(
-    decide: Callable[[Verify], object],
+    decide: Callable[[Verify], T],
     sketch: Bytes,
     known: Known,
     threshold: float,
-) -> tuple[Int32s, Int32s]:
+) -> tuple[T, Int32s, Int32s]:
     """The pairs that are not known and that `decide` will, most likely, ask for; sorted.
+
+    Also what it found with guesses in their place: if there are none, that is the truth.
 
     Args:
         decide: goes through its rounds with the similarities it is given.
@@ -139,8 +142,7 @@ def foresee(
         asked.append(left[new].astype(np.uint64) << np.uint64(32) | right[new].astype(np.uint64))
         return value
 
-    decide(guess)
-    pairs = np.unique(np.concatenate(asked)) if asked else np.zeros(0, np.uint64)
-    return (pairs >> np.uint64(32)).astype(np.int32), (pairs & np.uint64(0xFFFFFFFF)).astype(
-        np.int32
-    )
+    found = decide(guess)
+    pairs = np.unique(np.concatenate([np.zeros(0, np.uint64), *asked]))
+    left, right = pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)
+    return found, left.astype(np.int32), right.astype(np.int32)

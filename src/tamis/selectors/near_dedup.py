@@ -215,6 +215,8 @@ class NearDedup(RankedSelector):
                 workers=table.workers,
                 progress=lambda decided, of: table.progress("duplicates decided", decided, of),
                 known=table.known,
+                # With known pairs every batch may take a pass over the texts, and holds no sets.
+                batch_bytes=BATCH_BYTES if table.known is None else 4 * BATCH_BYTES,
             )
         lost = np.flatnonzero(~duplicates.kept)
         similarity = duplicates.similarity[lost]
