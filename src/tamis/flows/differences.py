@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tamis.flows.account import all_drops, count_reasons
+from tamis.flows.account import count_reasons, drops_in
 from tamis.flows.steps import Run
 from tamis.flows.what_if import Alternative, Past
 from tamis.scoring.evaluate import evaluate
@@ -191,7 +191,7 @@ class Difference:
         return pl.concat(parts).sort("row_id", "copy")
 
     def _part(self, rows: Int64s, change: str, run: Run, waits_for: str | None) -> pl.DataFrame:
-        drops = all_drops(run)
+        drops = drops_in(run, slice(0, len(run.kept)))
         at = np.searchsorted(drops["position"].to_numpy(), rows)
         found = pl.from_arrow(drops.take(pa.array(at)))
         assert isinstance(found, pl.DataFrame)

@@ -106,6 +106,9 @@ class Drops:
     ) -> "Drops":
         """Rows dropped for one reason; what is not given is absent from the ledger."""
         none = np.full(len(rows), np.nan)
+        if isinstance(edges, tuple):
+            pairs, edges = edges, Edges()
+            edges.add(*pairs)
         limit = none if threshold is None else np.broadcast_to(threshold, len(rows)).astype(float)
         return cls(
             rows=rows,
@@ -118,6 +121,16 @@ class Drops:
             outside=outside,
             report=report or {},
             edges=edges,
+        )
+
+    def part(self, some: slice) -> "Drops":
+        """A run of these drops, without report and edges."""
+        columns = ("rows", "reason", "value", "threshold", "partner", "similarity")
+        return Drops(
+            reasons=self.reasons,
+            outside=None if self.outside is None else self.outside[some],
+            rules=None if self.rules is None else self.rules[some],
+            **{name: getattr(self, name)[some] for name in columns},
         )
 
 
