@@ -55,6 +55,7 @@ class Run:
     progress: Progress
     kept: Mask
     columns: dict[str, Source]
+    spare: int | None = None
     scores: dict[str, Evaluated] = field(default_factory=dict)
     evaluated: dict[str, Evaluated] = field(default_factory=dict)
     decided: list[Decided] = field(default_factory=list)
@@ -193,6 +194,7 @@ def table_of(run: Run) -> Table:
         run.workspace,
         run.runner,
         run.progress,
+        spare=run.spare,
     )
 
 

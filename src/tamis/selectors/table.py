@@ -35,6 +35,8 @@ class Table:
         workspace: its room ``signals`` holds the sidecars of signals.
         progress: called with a name, work done and work in all.
         known: similarities of pairs that were computed before for the same texts in the same way.
+        spare: bytes of memory that the run was allowed beyond what it said it may need; None where
+            nobody set a limit.
     """
 
     corpus: Corpus
@@ -48,6 +50,7 @@ class Table:
     runner: Runner
     progress: Progress
     known: Known | None = None
+    spare: int | None = None
 
     @property
     def workers(self) -> int:
