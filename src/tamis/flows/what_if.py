@@ -300,6 +300,8 @@ def _decide_again(found: Alternative, past: Past, stage: Selector, evaluate_more
         run.kept[old.drops.rows] = False
         run.decided.append(old)
         return
+    if "certificate" in type(stage).model_fields:
+        stage = stage.model_copy(update={"certificate": 0})
     pairs = past.pairs(stage)
 
     def again(table: Table) -> Drops:
