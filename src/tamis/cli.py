@@ -417,7 +417,7 @@ def sql(
     as_json: AsJson = False,
     limit: Annotated[int, typer.Option(help="Rows to print.")] = 50,
 ) -> None:
-    """Query what a run left: views rows, scores, decisions, why, runs."""
+    """Query what a run left: views rows, scores, decisions, why, certificates, runs."""
     from tamis.storage.catalog import query
 
     names, rows = query(_workspace(workspace), statement, limit + 1)

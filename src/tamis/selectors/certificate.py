@@ -479,6 +479,7 @@ def _giant_groups(
 
 
 def _excerpt(text: str) -> str:
-    """The beginning of a text, on one line."""
+    """The beginning of a text, on one line, without what a terminal would obey."""
     line = " ".join(text[: 4 * EXCERPT].split())
+    line = "".join(c if c.isprintable() else "\ufffd" for c in line)
     return line if len(line) <= EXCERPT else line[: EXCERPT - 1] + "…"
