@@ -56,7 +56,7 @@ class Reference(BaseModel):
                 where=shown(self.path),
                 mend="restore its files, or remove `digest` from the recipe",
             )
-        for column in (self.text, self.id):
+        for column in self._columns():
             if column is not None and column not in corpus.schema.names:
                 raise UserError(
                     f"the reference has no column {column!r}",
@@ -90,6 +90,10 @@ class Reference(BaseModel):
             runner=table.runner,
             progress=table.progress,
         )
+
+    def _columns(self) -> list[str | None]:
+        """Columns that it must have, where they are named."""
+        return [self.text, self.id]
 
     def _open(self, workspace: Place, runner: Runner) -> Corpus:
         return open_corpus(self.path, workspace, runner, format=self.format)
