@@ -72,9 +72,8 @@ def ledger_counts(paths: list[Place]) -> dict[str, int]:
     return dict(counts)
 
 
-def _drops_in(run: Run, shard: Shard) -> pa.Table:
-    """All stages' drops in a shard, in order of position; a row is dropped by one at most."""
-    here = run.rows.of(shard)
+def drops_in(run: Run, here: slice) -> pa.Table:
+    """All stages' drops in a run of rows, by position; a row is dropped by one stage at most."""
     parts = []
     for decided in run.decided:
         first, last = np.searchsorted(decided.drops.rows, [here.start, here.stop]).tolist()
@@ -121,7 +120,7 @@ def _partners(run: Run, drops: Drops) -> dict[str, pa.Array]:
 
 def _decisions_of(run: Run, shard: Shard) -> Iterator[Part]:
     here = run.rows.of(shard)
-    part = _drops_in(run, shard)
+    part = drops_in(run, here)
     count = shard.rows
     at = np.zeros(count, np.int64)
     absent = np.ones(count, np.bool_)

@@ -128,7 +128,7 @@ def _bad_rows(run: Run) -> Iterator[pa.Table]:
 def score(run: Run, stage: RowScorer | TableScorer) -> None:
     """Evaluate a scorer on the rows still kept; later stages read the text it rewrites."""
     if isinstance(stage, TableScorer):
-        step, table = _step(run, stage), _table(run)
+        step, table = step_of(run, stage), table_of(run)
         evaluated = run.runner.step(stage.stage, lambda: evaluate_table(stage, table, step))
         run.progress(stage.stage, 1, 1)
     else:
@@ -149,12 +149,12 @@ def score(run: Run, stage: RowScorer | TableScorer) -> None:
 
 def select(run: Run, stage: Selector) -> None:
     """Let a selector decide, or take what it decided before from the same input."""
-    step = _step(run, stage)
+    step = step_of(run, stage)
     path = run.workspace / "decisions" / f"{stage.operator}-{step[:16]}.parquet"
     edges = run.workspace / "edges" / path.name
     stored = _load_drops(path, step)
     if stored is None or (stored.has_edges and kind_of(edges) is None):
-        stored = run.runner.step(stage.stage, lambda: _decide(run, stage))
+        stored = run.runner.step(stage.stage, lambda: decide(stage, table_of(run)))
         if stored.edges is not None:
             _store_edges(run, stored.edges, edges)
             stored.edges = None
@@ -165,7 +165,7 @@ def select(run: Run, stage: Selector) -> None:
     run.decided.append(Decided(stage.stage, stage.operator, stored, path, with_edges, step))
 
 
-def _step(run: Run, stage: TableOperator) -> str:
+def step_of(run: Run, stage: TableOperator) -> str:
     """Key of a stage that sees the whole table."""
     read = sorted(stage.reads())
     return digest_of(
@@ -181,7 +181,7 @@ def _step(run: Run, stage: TableOperator) -> str:
     )
 
 
-def _table(run: Run) -> Table:
+def table_of(run: Run) -> Table:
     """The rows still kept, as selectors see them."""
     return Table(
         run.corpus,
@@ -194,7 +194,7 @@ def _table(run: Run) -> Table:
         run.workspace,
         run.runner,
         run.progress,
-        run.spare,
+        spare=run.spare,
     )
 
 
@@ -204,8 +204,8 @@ def _key(run: Run, source: Source) -> Any:
     return source
 
 
-def _decide(run: Run, stage: Selector) -> Drops:
-    table = _table(run)
+def decide(stage: Selector, table: Table) -> Drops:
+    """A selector's drops, in corpus positions."""
     positions = table.positions
     drops = stage.select(table)
     drops.rows = positions[drops.rows]

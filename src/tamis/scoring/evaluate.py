@@ -25,6 +25,7 @@ from tamis.storage.files import digest_of, keep_json
 from tamis.storage.places import Place, absolute, place_of
 from tamis.storage.sidecar import (
     Part,
+    is_done,
     read_sidecar,
     sidecar_batches,
     sidecar_once,
@@ -157,23 +158,53 @@ def evaluate(
         done: called with every shard that is done.
     """
     workspace = absolute(workspace)
-    orders = workspace / "orders"
-    folder = workspace / room / operator.operator
-    if operator.costly:  # what one operator has computed lies together, to be found again
-        folder /= digest_of(operator.key_parts())[:16]
-    task = Evaluate(
-        operator=operator.model_dump(mode="json"),
-        shards=corpus.keep(orders),
-        kept=keep_mask(kept, orders),
-        read={role: columns[role] for role in operator.roles},
-        folder=str(folder),
-    )
+    task = _task(operator, corpus, kept, columns, workspace, room)
     if operator.costly:
         wanted = [task.sidecar(item)[1].name for item in range(len(corpus.shards))]
+        folder, orders = place_of(task.folder), workspace / "orders"
         known = keep_known(folder, wanted, operator.fields(), orders, runner.workers)
         task = task.model_copy(update={"known": known})
     found = runner.map(task, corpus.sizes, done)
-    return Evaluated.lying_in(folder, operator, corpus, [step for _, step in found], workspace)
+    steps = [step for _, step in found]
+    return Evaluated.lying_in(place_of(task.folder), operator, corpus, steps, workspace)
+
+
+def rows_missing(
+    operator: RowScorer,
+    corpus: Corpus,
+    kept: Mask,
+    columns: Mapping[str, Source],
+    workspace: Place,
+    room: str,
+) -> int:
+    """Rows that `evaluate` with the same arguments would have to compute."""
+    task = _task(operator, corpus, kept, columns, absolute(workspace), room)
+    missing = 0
+    for shard in corpus.shards:
+        seen, path, step = task.sidecar(shard.index)
+        if not is_done(path, shard, step):
+            missing += int(seen.sum())
+    return missing
+
+
+def _task(
+    operator: RowScorer,
+    corpus: Corpus,
+    kept: Mask,
+    columns: Mapping[str, Source],
+    workspace: Place,
+    room: str,
+) -> Evaluate:
+    folder = workspace / room / operator.operator
+    if operator.costly:  # what one operator has computed lies together, to be found again
+        folder /= digest_of(operator.key_parts())[:16]
+    return Evaluate(
+        operator=operator.model_dump(mode="json"),
+        shards=corpus.keep(workspace / "orders"),
+        kept=keep_mask(kept, workspace / "orders"),
+        read={role: columns[role] for role in operator.roles},
+        folder=str(folder),
+    )
 
 
 def _compute(

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from tamis.scoring.evaluate import Evaluated, evaluate
 from tamis.scoring.operator import RowScorer
+from tamis.selectors.known_pairs import Known
 from tamis.storage.columns import Mask, Source, read_columns
 from tamis.storage.corpus import Corpus, Progress
 from tamis.storage.kernels import Int64s, UInt64s, in_threads
@@ -33,6 +34,7 @@ class Table:
         scores: by score name, the evaluated operator that gives it.
         workspace: its room ``signals`` holds the sidecars of signals.
         progress: called with a name, work done and work in all.
+        known: similarities of pairs that were computed before for the same texts in the same way.
         spare: bytes of memory that the run was allowed beyond what it said it may need; None where
             nobody set a limit.
     """
@@ -47,6 +49,7 @@ class Table:
     workspace: Place
     runner: Runner
     progress: Progress
+    known: Known | None = None
     spare: int | None = None
 
     @property
@@ -108,7 +111,9 @@ class Table:
 
     def signal(self, operator: RowScorer) -> Iterator[pa.RecordBatch]:
         """A signal's columns for the rows still kept, in batches, computed where missing."""
-        yield from self._evaluated(operator).batches(operator.fields().names)
+        evaluated = self.evaluated(operator)
+        for index in range(len(self.corpus.shards)):
+            yield from self.signal_batches(evaluated, index)
 
     def map_signal(
         self, operator: RowScorer, function: Callable[[int, pa.RecordBatch], None]
@@ -118,18 +123,23 @@ class Table:
         Args:
             function: gets the row of this table that a batch begins with, and the batch.
         """
-        evaluated = self._evaluated(operator)
+        evaluated = self.evaluated(operator)
         first_row = np.searchsorted(self.positions, self.rows.start)
 
         def work(index: int) -> None:
             row = int(first_row[index])
-            for batch in evaluated.of_shard(index, operator.fields().names):
+            for batch in self.signal_batches(evaluated, index):
                 function(row, batch)
                 row += batch.num_rows
 
         in_threads(work, range(len(self.corpus.shards)), self.workers)
 
-    def _evaluated(self, operator: RowScorer) -> Evaluated:
+    def signal_batches(self, evaluated: Evaluated, index: int) -> Iterator[pa.RecordBatch]:
+        """A signal's columns for the rows of one shard."""
+        return evaluated.of_shard(index, evaluated.operator.fields().names)
+
+    def evaluated(self, operator: RowScorer) -> Evaluated:
+        """A signal, computed where it is missing."""
         return evaluate(
             operator,
             self.corpus,
