@@ -21,6 +21,8 @@ from tests.conftest import make_texts, write_corpus
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TEXTS = [*make_texts(200, copies=0.5), "", "!", "Straße, Ünïcode", "漢字とかな", "a\nb\na\n"]
+#: What a reference holds: copies and edited copies of some of the texts.
+KNOWN = [*TEXTS[:20], *(f"{text} and more" for text in TEXTS[20:60]), "漢字とかな"]
 #: Text for scorers that look for what plain words do not have.
 MARKED = [
     "a@b.cd, (415) 555-2671 or 8.8.8.8",
@@ -58,6 +60,7 @@ MORE: dict[str, list[str]] = {
 SELECTORS: dict[str, dict[str, Any]] = {
     "exact_dedup": {},
     "near_dedup": {"threshold": 0.7},
+    "known_dedup": {"threshold": 0.7, "against": [{"path": "KNOWN", "id": "id", "name": "known"}]},
     "where": {"keep": {"long": "length(text) > 50", "letters": "text LIKE '%a%'"}},
     "top": {"by": "number", "rows": 50},
     "quantile": {"by": "number", "low": 0.1, "high": 0.8},
@@ -77,10 +80,12 @@ def digest_of_operator(name: str) -> str:
         path = write_corpus(Path(folder) / "in.parquet", TEXTS)
         table = pl.read_parquet(path).with_columns(number=pl.int_range(pl.len()) * 37 % 101)
         table.write_parquet(path)
+        known = write_corpus(Path(folder) / "known.parquet", KNOWN)
+        stage = json.loads(json.dumps(SELECTORS[name]).replace("KNOWN", str(known)))
         result = tamis.run(
             {
                 "corpus": {"path": str(path), "roles": {"text": "text", "id": "id"}},
-                "stages": [{"operator": name, **SELECTORS[name]}],
+                "stages": [{"operator": name, **stage}],
                 "workspace": f"{folder}/work",
             }
         )

@@ -37,7 +37,7 @@ from tamis.scoring import (  # noqa: F401
     token_count,
 )
 from tamis.scoring.operator import REGISTRY, Operator, RowScorer, operator_class
-from tamis.selectors import budgets, exact_dedup, near_dedup, where  # noqa: F401
+from tamis.selectors import budgets, exact_dedup, known_dedup, near_dedup, where  # noqa: F401
 from tamis.storage.errors import UserError
 from tamis.storage.places import Place, place_of
 from tamis.storage.rows import OnDuplicateId

@@ -48,14 +48,14 @@ class Evaluated:
 
     @classmethod
     def lying_in(
-        cls, folder: Place, operator: Scorer, corpus: Corpus, steps: Sequence[str], workspace: Place
+        cls, folder: Place, operator: Scorer, corpus: Corpus, steps: Sequence[str], orders: Place
     ) -> "Evaluated":
         """Sidecars of all shards of a corpus, by their steps."""
         paths = tuple(
             sidecar_path(folder, shard, step)
             for shard, step in zip(corpus.shards, steps, strict=True)
         )
-        results = keep_json(workspace / "orders", {"folder": str(folder), "steps": list(steps)})
+        results = keep_json(orders, {"folder": str(folder), "steps": list(steps)})
         return cls(operator, corpus.shards, paths, tuple(steps), results)
 
     def column(self, name: str) -> Beside:
@@ -66,6 +66,15 @@ class Evaluated:
         """The sidecars' columns, shard by shard in bounded batches."""
         for shard, path, step in zip(self.shards, self.paths, self.steps, strict=True):
             yield from sidecar_batches(path, shard, step, columns)
+
+    def rows(self, item: int, inside: Mask, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Columns of some rows of a shard; the sidecar may hold more."""
+        places = (self.paths[item], self.shards[item], self.steps[item])
+        for batch in sidecar_batches(*places, ["row", *columns]):
+            here = inside[batch["row"].to_numpy()]
+            found = batch.select(list(columns))
+            if here.any():
+                yield found if here.all() else found.filter(pa.array(here))
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The sidecars' columns, one table a shard."""
@@ -130,6 +139,7 @@ def evaluate(
     room: str,
     runner: Runner,
     done: Done | None = None,
+    orders: Place | None = None,
 ) -> Evaluated:
     """Compute an operator for the rows still kept.
 
@@ -138,18 +148,51 @@ def evaluate(
         columns: where the values of every role come from.
         room: folder of the workspace that its sidecars lie in.
         done: called with every shard that is done.
+        orders: folder of what workers are told; the workspace's own if not given.
     """
     workspace = absolute(workspace)
-    folder = workspace / room / operator.operator
-    task = Evaluate(
-        operator=operator.model_dump(mode="json"),
-        shards=corpus.keep(workspace / "orders"),
-        kept=keep_mask(kept, workspace / "orders"),
-        read={role: columns[role] for role in operator.roles},
-        folder=str(folder),
-    )
+    orders = orders or workspace / "orders"
+    task = _task(operator, corpus, kept, columns, workspace / room, orders)
     found = runner.map(task, corpus.sizes, done)
-    return Evaluated.lying_in(folder, operator, corpus, [step for _, step in found], workspace)
+    steps = [step for _, step in found]
+    return Evaluated.lying_in(place_of(task.folder), operator, corpus, steps, orders)
+
+
+def located(
+    operator: RowScorer,
+    corpus: Corpus,
+    kept: Mask,
+    columns: Mapping[str, Source],
+    workspace: Place,
+    room: str,
+) -> Evaluated:
+    """Where `evaluate` with the same arguments puts what it computes."""
+    workspace = absolute(workspace)
+    orders = workspace / "orders"
+    task = _task(operator, corpus, kept, columns, workspace / room, orders)
+    start = starts_in(task.shards)
+    steps = [
+        task.place(shard, kept[start[shard.index] : start[shard.index + 1]])[1]
+        for shard in corpus.shards
+    ]
+    return Evaluated.lying_in(place_of(task.folder), operator, corpus, steps, orders)
+
+
+def _task(
+    operator: RowScorer,
+    corpus: Corpus,
+    kept: Mask,
+    columns: Mapping[str, Source],
+    room: Place,
+    orders: Place,
+) -> Evaluate:
+    return Evaluate(
+        operator=operator.model_dump(mode="json"),
+        shards=corpus.keep(orders),
+        kept=keep_mask(kept, orders),
+        read={role: columns[role] for role in operator.roles},
+        folder=str(room / operator.operator),
+    )
 
 
 def _compute(

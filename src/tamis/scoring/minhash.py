@@ -143,6 +143,12 @@ class Signatures(NamedTuple):
         counts = np.empty(rows, np.int64), np.empty(rows, np.int64)
         return cls(np.empty((rows, num_perm), np.uint32), np.empty(rows, np.uint64), *counts)
 
+    @classmethod
+    def of(cls, columns: pa.RecordBatch) -> "Signatures":
+        """Stored signatures (the fields of `MinHashSignature`), without copying them."""
+        counts = (columns[name].to_numpy() for name in ("multiset", "shingles", "characters"))
+        return cls(signature_matrix(columns["signature"]), *counts)
+
     def fill(self, at: slice, text: pa.Array, signal: "MinHashSignature") -> None:
         """Compute the rows of a text array into places `at`; threads may share the arrays."""
         shingling = signal.shingling

@@ -60,7 +60,8 @@ class Buckets(NamedTuple):
 
 
 @njit(**KERNEL)
-def _band_keys(signatures, picked, first, last, first_band, rows, keys):  # type: ignore[no-untyped-def]
+def band_keys(signatures, picked, first, last, first_band, rows, keys):  # type: ignore[no-untyped-def]
+    """Hash of bands ``first_band + j`` of rows ``picked[d]`` into ``keys[j, d]``."""
     for d in range(first, last):
         signature = signatures[picked[d]]
         for j in range(keys.shape[0]):
@@ -110,7 +111,7 @@ def shared_buckets(
         keys: UInt64s = np.empty((count, len(picked)), np.uint64)
 
         def fill(cut: tuple[int, int], first: int = first, keys: UInt64s = keys) -> None:
-            _band_keys(signatures, picked, cut[0], cut[1], first, banding.rows, keys)
+            band_keys(signatures, picked, cut[0], cut[1], first, banding.rows, keys)
 
         in_threads(fill, cuts, workers)
         shared += in_threads(lambda key: _shared(first_with_key(key)), keys, workers)

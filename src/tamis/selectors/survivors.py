@@ -270,7 +270,7 @@ def survivors(
         progress: called with rows decided and rows in all.
     """
     rows = len(sketch)
-    min_equal = _least_equal(sketch.shape[1], threshold)
+    min_equal = least_equal(sketch.shape[1], threshold)
     state = np.zeros(rows, np.uint8)
     partner = np.full(rows, -1, np.int32)
     similarity = np.zeros(rows, np.float64)
@@ -323,7 +323,7 @@ def survivors(
     return Survival(state == KEPT, partner, similarity, stored, left_out, verified, rounds, splits)
 
 
-def _least_equal(num_perm: int, threshold: float) -> int:
+def least_equal(num_perm: int, threshold: float) -> int:
     """Equal places below which a sketch clearly rejects a pair.
 
     That is 4.5 standard deviations below what a pair at the threshold has: one in 300,000 has

@@ -1,7 +1,8 @@
 """What a selector sees: whole columns of the rows still kept, never more text than it asks for."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from tamis.scoring.evaluate import Evaluated, evaluate
 from tamis.scoring.operator import RowScorer
 from tamis.storage.columns import Mask, Source, read_columns
 from tamis.storage.corpus import Corpus, Progress
+from tamis.storage.files import digest_of
 from tamis.storage.kernels import Int64s, UInt64s, in_threads
 from tamis.storage.places import Place
 from tamis.storage.rows import Rows, UInt32s
@@ -28,6 +30,8 @@ class Table:
         scores: by score name, the evaluated operator that gives it.
         workspace: its room ``signals`` holds the sidecars of signals.
         progress: called with a name, work done and work in all.
+        orders: folder of what workers are told; the workspace's own if None.
+        signed: by `signal_key`, the rows that an earlier stage has asked a signal of.
     """
 
     corpus: Corpus
@@ -40,6 +44,8 @@ class Table:
     workspace: Place
     runner: Runner
     progress: Progress
+    orders: Place | None = None
+    signed: Mapping[str, Mask] = field(default_factory=dict)
 
     @property
     def workers(self) -> int:
@@ -91,16 +97,40 @@ class Table:
 
     def signal(self, operator: RowScorer) -> Iterator[pa.RecordBatch]:
         """A signal's columns for the rows still kept, in batches, computed where missing."""
-        yield from evaluate(
+        for _, part in self.signal_parts(operator):
+            yield from part()
+
+    def signal_parts(
+        self, operator: RowScorer
+    ) -> list[tuple[int, Callable[[], Iterator[pa.RecordBatch]]]]:
+        """A signal's columns by shard: the number of its first row, and what reads the batches."""
+        found = evaluate(
             operator,
             self.corpus,
-            self.kept,
+            self.signed.get(signal_key(operator, self.columns), self.kept),
             self.columns,
             self.workspace,
             "signals",
             self.runner,
             self.corpus.advance(operator.operator, self.progress),
-        ).batches(operator.fields().names)
+            self.orders,
+        )
+        return self.parts_of(found)
+
+    def parts_of(
+        self, found: Evaluated
+    ) -> list[tuple[int, Callable[[], Iterator[pa.RecordBatch]]]]:
+        """As `signal_parts`, of what has been computed for these rows or more."""
+        parts: list[tuple[int, Callable[[], Iterator[pa.RecordBatch]]]] = []
+        names = found.operator.fields().names
+        first = 0
+        for shard in self.corpus.shards:
+            inside = self.kept[self.rows.of(shard)]
+            count = int(inside.sum())
+            if count:
+                parts.append((first, partial(found.rows, shard.index, inside, names)))
+            first += count
+        return parts
 
     def map_text(
         self, role: str, wanted: Int64s, function: Callable[[pa.Array, Int64s, slice], None]
@@ -127,6 +157,14 @@ class Table:
 
         touched = [i for i in range(len(self.corpus.shards)) if cuts[i + 1] > cuts[i]]
         in_threads(work, touched, self.workers)
+
+
+def signal_key(operator: RowScorer, columns: Mapping[str, Source]) -> str:
+    """What decides the values of a signal, but for the rows that it is computed for."""
+    read = [columns[role] for role in operator.roles]
+    return digest_of(
+        [operator.key_parts(), [s if isinstance(s, str) else s.model_dump() for s in read]]
+    )
 
 
 def as_floats(column: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
