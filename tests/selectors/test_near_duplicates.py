@@ -63,9 +63,9 @@ def test_edges_are_exact_and_reach_down_to_the_floor() -> None:
     texts = make_texts(200, words=80, copies=0.7)
     found = near_duplicates(pa.array(texts), 0.8, edge_floor=0.6)
     sets = sets_of(texts)
-    for a, b, value in zip(found.edge_row, found.edge_other, found.edge_similarity, strict=True):
+    for a, b, value in zip(*found.edges.together(), strict=True):
         assert value == len(sets[a] & sets[b]) / len(sets[a] | sets[b]) >= 0.6
-    assert found.edge_similarity.min() < 0.8
+    assert found.edges.together()[2].min() < 0.8
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_the_number_of_workers_changes_nothing() -> None:
     one, two = near_duplicates(texts, workers=1), near_duplicates(texts, workers=2)
     assert np.array_equal(one.partner, two.partner)
     assert np.array_equal(one.similarity, two.similarity, equal_nan=True)
-    assert np.array_equal(one.edge_similarity, two.edge_similarity)
+    assert all(map(np.array_equal, one.edges.together(), two.edges.together()))
 
 
 def test_chunks_change_nothing() -> None:

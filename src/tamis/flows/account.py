@@ -46,12 +46,11 @@ def _reason(stage: str, name: str) -> str:
 def write_ledger(run: Run) -> list[Place]:
     """One decision for every row, shard by shard."""
     step = digest_of([_LEDGER_VERSION, [(d.stage, d.step) for d in run.decided]])
-    drops = _all_drops(run)
 
     def work(shard: Shard) -> Place:
         key = digest_of([step, shard.digest, run.rows.digest(shard)])
         path = sidecar_path(run.workspace / "ledger", shard, key)
-        sidecar_once(path, shard, key, DECISION, lambda: _decisions_of(run, drops, shard))
+        sidecar_once(path, shard, key, DECISION, lambda: _decisions_of(run, shard))
         return path
 
     if not run.corpus.shards:
@@ -73,11 +72,12 @@ def ledger_counts(paths: list[Place]) -> dict[str, int]:
     return dict(counts)
 
 
-def _all_drops(run: Run) -> pa.Table:
-    """All stages' drops in order of position; a row is dropped by one stage at most."""
+def drops_in(run: Run, here: slice) -> pa.Table:
+    """All stages' drops in a run of rows, by position; a row is dropped by one stage at most."""
     parts = []
     for decided in run.decided:
-        drops = decided.drops
+        first, last = np.searchsorted(decided.drops.rows, [here.start, here.stop]).tolist()
+        drops = decided.drops.part(slice(first, last))
         names = pa.array([_reason(decided.stage, name) for name in drops.reasons], pa.string())
         stage = pa.array([decided.stage], pa.string())
         parts.append(
@@ -118,15 +118,9 @@ def _partners(run: Run, drops: Drops) -> dict[str, pa.Array]:
     }
 
 
-def _part_of(run: Run, drops: pa.Table, shard: Shard) -> pa.Table:
+def _decisions_of(run: Run, shard: Shard) -> Iterator[Part]:
     here = run.rows.of(shard)
-    first, last = np.searchsorted(drops["position"].to_numpy(), [here.start, here.stop])
-    return drops.slice(int(first), int(last - first))
-
-
-def _decisions_of(run: Run, drops: pa.Table, shard: Shard) -> Iterator[Part]:
-    here = run.rows.of(shard)
-    part = _part_of(run, drops, shard)
+    part = drops_in(run, here)
     count = shard.rows
     at = np.zeros(count, np.int64)
     absent = np.ones(count, np.bool_)

@@ -126,7 +126,7 @@ def run_recipe(
     clock = Clock()
     with watch_memory() as watch, locked(workspace):
         with clock.step("corpus"):
-            run, bound = _open(recipe, workspace, runner, report)
+            run, bound = open_run(recipe, workspace, runner, report)
             quarantine = set_aside(run)
         for stage in run.recipe.stages:
             with clock.step(stage.stage):
@@ -275,7 +275,7 @@ def columns_of(recipe: Recipe) -> list[str]:
     return list(corpus.schema.names)
 
 
-def _open(recipe: Recipe, workspace: Place, runner: Runner, report: Progress) -> tuple[Run, int]:
+def open_run(recipe: Recipe, workspace: Place, runner: Runner, report: Progress) -> tuple[Run, int]:
     """Open the corpus, hold the recipe against it, and give every row its id.
 
     Returns the run and the bytes of memory it may need.

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
@@ -20,11 +19,11 @@ from tamis.selectors.table_scorer import TableScorer, evaluate_table
 from tamis.storage.columns import Beside, Mask, Source, keep_mask
 from tamis.storage.corpus import Corpus, Progress
 from tamis.storage.dataset import DatasetWriter
+from tamis.storage.edges import Edges
 from tamis.storage.errors import RunError
 from tamis.storage.files import digest_of, whole_file
 from tamis.storage.hashing import hex_ids
 from tamis.storage.ingest import UNREAD, lines_of
-from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import OUTSIDE, RULES, Drops
 from tamis.storage.places import Place, kind_of, parquet_file, place_errors, shown
 from tamis.storage.rows import Rows
@@ -135,7 +134,7 @@ def _bad_rows(run: Run) -> Iterator[pa.Table]:
 def score(run: Run, stage: RowScorer | TableScorer) -> None:
     """Evaluate a scorer on the rows still kept; later stages read the text it rewrites."""
     if isinstance(stage, TableScorer):
-        step, table = _step(run, stage), _table(run)
+        step, table = step_of(run, stage), table_of(run)
         evaluated = run.runner.step(stage.stage, lambda: evaluate_table(stage, table, step))
         run.progress(stage.stage, 1, 1)
     else:
@@ -156,15 +155,16 @@ def score(run: Run, stage: RowScorer | TableScorer) -> None:
 
 def select(run: Run, stage: Selector) -> None:
     """Let a selector decide, or take what it decided before from the same input."""
-    step = _step(run, stage)
+    step = step_of(run, stage)
     run.signals[stage.stage] = [_signed(run, signal) for signal in stage.signals()]
     path = run.workspace / "decisions" / f"{stage.operator}-{step[:16]}.parquet"
     edges = run.workspace / "edges" / path.name
     stored = _load_drops(path, step)
     if stored is None or (stored.has_edges and kind_of(edges) is None):
-        stored = run.runner.step(stage.stage, lambda: _decide(run, stage))
+        stored = run.runner.step(stage.stage, lambda: decide(stage, table_of(run)))
         if stored.edges is not None:
             _store_edges(run, stored.edges, edges)
+            stored.edges = None
         _store_drops(stored, path, step)
     run.progress(stage.stage, 1, 1)
     run.kept[stored.rows] = False
@@ -178,7 +178,7 @@ def _signed(run: Run, signal: RowScorer) -> Evaluated:
     return located(signal, run.corpus, rows, run.columns, run.workspace, "signals")
 
 
-def _step(run: Run, stage: TableOperator) -> str:
+def step_of(run: Run, stage: TableOperator) -> str:
     """Key of a stage that sees the whole table."""
     read = sorted(stage.reads())
     return digest_of(
@@ -194,7 +194,7 @@ def _step(run: Run, stage: TableOperator) -> str:
     )
 
 
-def _table(run: Run) -> Table:
+def table_of(run: Run) -> Table:
     """The rows still kept, as selectors see them."""
     return Table(
         run.corpus,
@@ -217,16 +217,13 @@ def _key(run: Run, source: Source) -> Any:
     return source
 
 
-def _decide(run: Run, stage: Selector) -> Drops:
-    table = _table(run)
+def decide(stage: Selector, table: Table) -> Drops:
+    """A selector's drops, in corpus positions."""
     positions = table.positions
     drops = stage.select(table)
     drops.rows = positions[drops.rows]
     drops.partner = np.where(drops.partner >= 0, positions[drops.partner], -1)
-    if drops.edges is not None:
-        drops.has_edges = True
-        a, b, value = drops.edges
-        drops.edges = (positions[a], positions[b], value)
+    drops.has_edges = drops.edges is not None
     return drops
 
 
@@ -286,27 +283,36 @@ def _load_drops(path: Place, step: str) -> Drops | None:
     )
 
 
-def _store_edges(
-    run: Run, edges: tuple[Int64s, Int64s, npt.NDArray[np.float64]], path: Place
-) -> None:
-    """Verified pairs, the better-ranked row second, in order of position."""
-    a, b, similarity = edges
-    order = np.lexsort((b, a))
-    a, b = a[order], b[order]
+_EDGES = pa.schema(
+    [
+        ("id_hi", pa.uint64()),
+        ("id_lo", pa.uint64()),
+        ("copy", pa.uint32()),
+        ("other_hi", pa.uint64()),
+        ("other_lo", pa.uint64()),
+        ("other_copy", pa.uint32()),
+        ("similarity", pa.float64()),
+    ]
+)
+
+
+def _store_edges(run: Run, edges: Edges, path: Place) -> None:
+    """Verified pairs, the better-ranked row second; a row group at a time in order of position."""
+    # `run.kept` is as it was when the pairs were numbered.
+    positions = np.flatnonzero(run.kept)
     rows = run.rows
-    table = pa.table(
-        {
-            "id_hi": rows.id_hi[a],
-            "id_lo": rows.id_lo[a],
-            "copy": rows.copy[a],
-            "other_hi": rows.id_hi[b],
-            "other_lo": rows.id_lo[b],
-            "other_copy": rows.copy[b],
-            "similarity": similarity[order],
-        }
-    )
-    with whole_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", use_dictionary=False)
+    with (
+        whole_file(path) as temporary,
+        pq.ParquetWriter(temporary, _EDGES, compression="zstd", use_dictionary=False) as out,
+    ):
+        for row, other, similarity in edges.batches():
+            order = np.lexsort((other, row))
+            a, b = positions[row[order]], positions[other[order]]
+            columns = [
+                column[side] for side in (a, b) for column in (rows.id_hi, rows.id_lo, rows.copy)
+            ]
+            table = pa.table([*columns, similarity[order]], schema=_EDGES)
+            out.write_table(table, row_group_size=max(1, table.num_rows))
 
 
 def write_dataset(run: Run, writer: DatasetWriter) -> list[OutputFile]:

@@ -19,11 +19,12 @@ from tamis.storage.columns import (
     read_columns,
     source_key,
 )
-from tamis.storage.corpus import Corpus, Shard, shards_in, starts_in
+from tamis.storage.corpus import Corpus, Shard, shards_in, starts_in, starts_of
 from tamis.storage.files import digest_of, keep_json
 from tamis.storage.places import Place, absolute, place_of
 from tamis.storage.sidecar import (
     Part,
+    is_done,
     read_sidecar,
     sidecar_batches,
     sidecar_once,
@@ -64,12 +65,22 @@ class Evaluated:
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The sidecars' columns, shard by shard in bounded batches."""
-        for shard, path, step in zip(self.shards, self.paths, self.steps, strict=True):
-            yield from sidecar_batches(path, shard, step, columns)
+        for index in range(len(self.shards)):
+            yield from self.of_shard(index, columns)
 
-    def rows(self, item: int, inside: Mask, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Columns of some rows of a shard; the sidecar may hold more."""
-        places = (self.paths[item], self.shards[item], self.steps[item])
+    def of_shard(
+        self, index: int, columns: Sequence[str], inside: Mask | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """One sidecar's columns in bounded batches.
+
+        Args:
+            inside: the rows of the shard that are wanted, of which it may hold more; all it holds
+                if not given.
+        """
+        places = (self.paths[index], self.shards[index], self.steps[index])
+        if inside is None or inside.all():
+            yield from sidecar_batches(*places, columns)
+            return
         for batch in sidecar_batches(*places, ["row", *columns]):
             here = inside[batch["row"].to_numpy()]
             found = batch.select(list(columns))
@@ -176,6 +187,16 @@ def located(
         for shard in corpus.shards
     ]
     return Evaluated.lying_in(place_of(task.folder), operator, corpus, steps, orders)
+
+
+def rows_missing(found: Evaluated, kept: Mask) -> int:
+    """Rows of `located` sidecars that are not there."""
+    start = starts_of(found.shards)
+    return sum(
+        int(kept[start[shard.index] : start[shard.index + 1]].sum())
+        for shard, path, step in zip(found.shards, found.paths, found.steps, strict=True)
+        if not is_done(path, shard, step)
+    )
 
 
 def _task(

@@ -143,12 +143,6 @@ class Signatures(NamedTuple):
         counts = np.empty(rows, np.int64), np.empty(rows, np.int64)
         return cls(np.empty((rows, num_perm), np.uint32), np.empty(rows, np.uint64), *counts)
 
-    @classmethod
-    def of(cls, columns: pa.RecordBatch) -> "Signatures":
-        """Stored signatures (the fields of `MinHashSignature`), without copying them."""
-        counts = (columns[name].to_numpy() for name in ("multiset", "shingles", "characters"))
-        return cls(signature_matrix(columns["signature"]), *counts)
-
     def fill(self, at: slice, text: pa.Array, signal: "MinHashSignature") -> None:
         """Compute the rows of a text array into places `at`; threads may share the arrays."""
         shingling = signal.shingling
@@ -161,11 +155,11 @@ class Signatures(NamedTuple):
             *(array[at] for array in self),
         )
 
-    def put(self, at: slice, columns: pa.RecordBatch) -> None:
-        """Copy stored signatures (the fields of `MinHashSignature`) into places `at`."""
-        self.matrix[at] = signature_matrix(columns["signature"])
-        for array, name in zip(self[1:], ("multiset", "shingles", "characters"), strict=True):
-            array[at] = columns[name].to_numpy()
+    @classmethod
+    def stored(cls, columns: pa.RecordBatch) -> "Signatures":
+        """Those that lie in the fields of `MinHashSignature`, without copying them."""
+        counts = (columns[name].to_numpy() for name in ("multiset", "shingles", "characters"))
+        return cls(signature_matrix(columns["signature"]), *counts)
 
 
 class MinHashSignature(Signal):

@@ -201,18 +201,16 @@ def _same(keys: _Keys, other: Table) -> Matches:
     """For every row the row of `other` with the smallest id that has the same bytes."""
     side = TableSide(other)
     partner = np.full(len(keys.high), -1, np.int64)
-    for first, batches in other.signal_parts(ContentKey()) if len(partner) else ():
-        for batch in batches():
-            high, low = batch["key_hi"].to_numpy(), batch["key_lo"].to_numpy()
-            at = np.searchsorted(keys.high, high)
-            end = np.searchsorted(keys.high, high, side="right")
-            while (
-                later := (at < end) & (keys.low[np.minimum(at, len(keys.low) - 1)] != low)
-            ).any():
-                at = at + later
-            met = np.flatnonzero(at < end)
-            _lower(partner, at[met], first + met, side)
-            first += batch.num_rows
+    first = 0
+    for batch in other.signal(ContentKey()) if len(partner) else ():
+        high, low = batch["key_hi"].to_numpy(), batch["key_lo"].to_numpy()
+        at = np.searchsorted(keys.high, high)
+        end = np.searchsorted(keys.high, high, side="right")
+        while (later := (at < end) & (keys.low[np.minimum(at, len(keys.low) - 1)] != low)).any():
+            at = at + later
+        met = np.flatnonzero(at < end)
+        _lower(partner, at[met], first + met, side)
+        first += batch.num_rows
     found = partner[keys.of]
     rows = np.flatnonzero(found >= 0)
     return Matches(rows, found[rows], np.ones(len(rows)), {})

@@ -5,23 +5,24 @@ of the larger side stream past them. So memory does not grow with either side.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from threading import Lock
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numba import int64, njit, uint8, uint16, uint64
+from numba import int64, njit, uint16, uint64
 
+from tamis.scoring.evaluate import Evaluated
 from tamis.scoring.minhash import MinHashSignature, Signatures
 from tamis.scoring.shingles import ShingleSets, Shingling
-from tamis.selectors.banding import Banding, band_keys
-from tamis.selectors.duplicates import SHINGLES_AT_ONCE
+from tamis.selectors.banding import Banding, digest
+from tamis.selectors.components import SHINGLES_AT_ONCE
 from tamis.selectors.jaccard import Float64s, exact_jaccard
-from tamis.selectors.survivors import least_equal, sketch_of
+from tamis.selectors.survivors import least_equal
 from tamis.selectors.table import Table
-from tamis.storage.grouping import Int32s
-from tamis.storage.kernels import KERNEL, Bytes, Int64s, UInt64s, even_cuts, in_threads
+from tamis.storage.kernels import KERNEL, Bytes, Int64s, UInt64s, in_threads
 from tamis.storage.rows import UInt32s
 
 #: Rows of the smaller side in hash tables at a time, at about 600 bytes each.
@@ -54,19 +55,23 @@ class Side(Protocol):
 class TableSide:
     """The rows of a table that are still kept."""
 
-    def __init__(
-        self,
-        table: Table,
-        parts: Callable[[MinHashSignature], Sequence[Part]] | None = None,
-    ) -> None:
+    def __init__(self, table: Table, signed: Evaluated | None = None) -> None:
+        """`signed` says where the signatures are; they are computed where missing if not given."""
         self.table = table
-        self._parts = parts or table.signal_parts
+        self._signed = signed
 
     def __len__(self) -> int:
         return len(self.table)
 
     def parts(self, signal: MinHashSignature) -> Sequence[Part]:
-        return self._parts(signal)
+        table = self.table
+        if self._signed is None:
+            self._signed = table.evaluated(signal)
+        first = np.searchsorted(table.positions, table.rows.start)
+        return [
+            (int(first[index]), partial(table.signal_batches, self._signed, index))
+            for index in np.flatnonzero(np.diff(first)).tolist()
+        ]
 
     def fill(self, rows: Int64s, sets: ShingleSets, at: int, shingling: Shingling) -> None:
         def put(text: pa.Array, places: Int64s, inside: slice) -> None:
@@ -159,8 +164,8 @@ def _chain_up(keys, slots, chain):  # type: ignore[no-untyped-def]
 
 @njit(**KERNEL)
 def _meet(  # type: ignore[no-untyped-def]
-    signatures,
     probe_keys,
+    probe_sketch,
     begin,
     keys,
     slots,
@@ -179,9 +184,9 @@ def _meet(  # type: ignore[no-untyped-def]
     room = built.shape[0]
     mask = uint64(slots.shape[1] - 1)
     count = 0
-    for row in range(begin, signatures.shape[0]):
+    for row in range(begin, probe_sketch.shape[0]):
         first = count
-        signature = signatures[row]
+        mine = probe_sketch[row]
         for band in range(keys.shape[0]):
             key = probe_keys[band, row]
             slot = key & mask
@@ -195,7 +200,7 @@ def _meet(  # type: ignore[no-untyped-def]
                     equal = uint16(0)
                     other = sketch[member]
                     for k in range(sketch.shape[1]):
-                        equal = uint16(equal + uint16(uint8(signature[k]) == other[k]))
+                        equal = uint16(equal + uint16(mine[k] == other[k]))
                     if equal >= min_equal:
                         if count == room:
                             return first, row
@@ -204,89 +209,116 @@ def _meet(  # type: ignore[no-untyped-def]
                         equals[count] = int64(equal)
                         count += 1
                 member = chain[band, member]
-    return count, signatures.shape[0]
+    return count, probe_sketch.shape[0]
 
 
-class _Block(NamedTuple):
-    """Rows in hash tables, one a band."""
+class _Digests(NamedTuple):
+    """Of some signatures: keys ``(bands, rows)``, sketch, hash of the whole, multiset, shingles."""
 
     keys: UInt64s
-    slots: Int32s
-    chain: Int32s
     sketch: Bytes
+    whole: UInt64s
     multiset: UInt64s
     shingles: Int64s
 
     @classmethod
-    def of(cls, found: Signatures, banding: Banding, workers: int) -> "_Block":
-        rows = len(found.matrix)
+    def of(cls, batch: pa.RecordBatch, banding: Banding) -> "_Digests":
+        found = Signatures.stored(batch)
+        return cls(*digest(found, banding), found.multiset, found.shingles)
+
+
+class _Block:
+    """Rows of the smaller side in hash tables, one a band."""
+
+    def __init__(self, room: int, num_perm: int, banding: Banding) -> None:
         size = 8
-        while 2 * size < 3 * rows:
+        while 2 * size < 3 * room:
             size *= 2
-        keys = _keys(found.matrix, banding, workers)
-        slots = np.full((banding.bands, size), -1, np.int32)
-        chain = np.empty((banding.bands, rows), np.int32)
+        self._rows = _Digests(
+            np.empty((banding.bands, room), np.uint64),
+            np.empty((room, num_perm), np.uint8),
+            np.empty(room, np.uint64),
+            np.empty(room, np.uint64),
+            np.empty(room, np.int64),
+        )
+        self._slots = np.empty((banding.bands, size), np.int32)
+        self._chain = np.empty((banding.bands, room), np.int32)
+        self._room = room
+        self._filled = 0
+
+    def put(self, found: _Digests, at: int) -> int:
+        """Take in rows from `at` on as far as there is room; gives how many."""
+        taken = min(self._room - self._filled, len(found.whole) - at)
+        here, there = slice(self._filled, self._filled + taken), slice(at, at + taken)
+        rows = self._rows
+        rows.keys[:, here], rows.sketch[here] = found.keys[:, there], found.sketch[there]
+        rows.whole[here], rows.multiset[here] = found.whole[there], found.multiset[there]
+        rows.shingles[here] = found.shingles[there]
+        self._filled += taken
+        return taken
+
+    @property
+    def is_full(self) -> bool:
+        return self._filled == self._room
+
+    def close(self, workers: int) -> None:
+        """Make the tables of what has been put in."""
+        self._slots[:] = -1
+        keys, filled = self._rows.keys, self._filled
         in_threads(
-            lambda band: _chain_up(keys[band], slots[band], chain[band]),
-            range(banding.bands),
+            lambda band: _chain_up(keys[band, :filled], self._slots[band], self._chain[band]),
+            range(len(keys)),
             workers,
         )
-        sketch = sketch_of(found.matrix, np.arange(rows, dtype=np.int64))
-        return cls(keys, slots, chain, sketch, found.multiset.copy(), found.shingles.copy())
 
-    def meet(self, found: Signatures, banding: Banding, min_equal: int) -> Iterator[_Pairs]:
+    def empty(self) -> None:
+        self._filled = 0
+
+    def meet(self, found: _Digests, min_equal: int) -> Iterator[_Pairs]:
         """Candidates among other rows: `left` is a row of this block."""
-        probe_keys = _keys(found.matrix, banding, 1)
-        met = np.full(len(self.shingles), -1, np.int32)
+        rows = self._rows
+        met = np.full(self._filled, -1, np.int32)
         row, room = 0, 1 << 14
-        while row < len(found.matrix):
+        while row < len(found.whole):
             built, probed = np.empty(room, np.int64), np.empty(room, np.int64)
             equal = np.empty(room, np.int64)
-            tables = (self.keys, self.slots, self.chain, self.sketch)
+            tables = (rows.keys, self._slots, self._chain, rows.sketch)
             count, row = _meet(
-                found.matrix, probe_keys, row, *tables, min_equal, met, built, probed, equal
+                found.keys, found.sketch, row, *tables, min_equal, met, built, probed, equal
             )
             met[:] = -1  # the row that there was no room for begins anew
             a, b, equal = built[:count], probed[:count], equal[:count]
             same = (
-                (equal == found.matrix.shape[1])
-                & (self.multiset[a] == found.multiset[b])
-                & (self.shingles[a] == found.shingles[b])
+                (rows.whole[a] == found.whole[b])
+                & (rows.multiset[a] == found.multiset[b])
+                & (rows.shingles[a] == found.shingles[b])
             )
-            yield _Pairs(a, b, equal, same, self.shingles[a], found.shingles[b])
+            yield _Pairs(a, b, equal, same, rows.shingles[a], found.shingles[b])
             room *= 2
 
 
-def _keys(signatures: UInt32s, banding: Banding, workers: int) -> UInt64s:
-    """Keys of all bands, ``(bands, rows)``."""
-    everyone = np.arange(len(signatures), dtype=np.int64)
-    keys: UInt64s = np.empty((banding.bands, len(signatures)), np.uint64)
-    cuts = even_cuts(np.arange(len(signatures) + 1, dtype=np.int64), workers * 4)
-    in_threads(
-        lambda cut: band_keys(signatures, everyone, cut[0], cut[1], 0, banding.rows, keys),
-        cuts,
-        workers,
-    )
-    return keys
-
-
-def _blocks(side: Side, signal: MinHashSignature) -> Iterator[tuple[int, Signatures]]:
-    """Signatures of `BLOCK_ROWS` rows at a time, and the number of the first; arrays are reused."""
-    room = min(len(side), BLOCK_ROWS)
-    found = Signatures.room_for(room, signal.num_perm)
+def _blocks(
+    side: Side, signal: MinHashSignature, banding: Banding, workers: int
+) -> Iterator[tuple[int, _Block]]:
+    """`BLOCK_ROWS` rows at a time, and the number of the first; each holds until the next."""
+    block = _Block(min(len(side), BLOCK_ROWS), signal.num_perm, banding)
     first = filled = 0
     for _, batches in side.parts(signal):
         for batch in batches():
+            found = _Digests.of(batch, banding)
             at = 0
             while at < batch.num_rows:
-                taken = min(room - filled, batch.num_rows - at)
-                found.put(slice(filled, filled + taken), batch.slice(at, taken))
-                filled, at = filled + taken, at + taken
-                if filled == room:
-                    yield first, found
-                    first, filled = first + room, 0
+                taken = block.put(found, at)
+                at, filled = at + taken, filled + taken
+                if block.is_full:
+                    block.close(workers)
+                    yield first, block
+                    block.empty()
+                    first += filled
+                    filled = 0
     if filled:
-        yield first, Signatures._make(column[:filled] for column in found)
+        block.close(workers)
+        yield first, block
 
 
 class _Candidates:
@@ -350,15 +382,13 @@ def matches(
     done, lock = 0, Lock()
     parts = probed.parts(signal) if len(built) else []
     blocks = max(1, -(-len(built) // BLOCK_ROWS))
-    for first, block in _blocks(built, signal) if parts else ():
-        table = _Block.of(block, banding, workers)
+    for first, block in _blocks(built, signal, banding, workers) if parts else ():
 
-        def meet(part: Part, table: _Block = table, first: int = first) -> None:
+        def meet(part: Part, block: _Block = block, first: int = first) -> None:
             nonlocal done
             at, batches = part
             for batch in batches():
-                found = Signatures.of(batch)
-                for pairs in table.meet(found, banding, min_equal):
+                for pairs in block.meet(_Digests.of(batch, banding), min_equal):
                     mine, other = pairs.left + first, pairs.right + at
                     if swapped:
                         sizes = pairs.right_shingles, pairs.left_shingles

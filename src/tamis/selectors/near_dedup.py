@@ -1,8 +1,9 @@
 """Near-duplicate removal: MinHash candidates, exact Jaccard, greedy survivors."""
 
 import os
-from itertools import pairwise
-from typing import ClassVar, Literal, Self
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -10,22 +11,18 @@ from pydantic import Field, model_validator
 
 from tamis.scoring.minhash import MinHashSignature, Signatures
 from tamis.scoring.operator import RowScorer
-from tamis.scoring.shingles import ShingleSets
 from tamis.scoring.words import UnicodeForm, Unit
-from tamis.selectors.banding import Banding
-from tamis.selectors.duplicates import (
-    SHINGLES_AT_ONCE,
-    Candidates,
-    Duplicates,
-    Ranking,
-    decide,
-)
+from tamis.selectors.banding import Banding, Digests
+from tamis.selectors.components import BATCH_BYTES, MEMBER_BYTES, PAIR_BYTES, ROW_BYTES
+from tamis.selectors.duplicates import Duplicates, Ranking, find_duplicates
 from tamis.selectors.ranks import RankedSelector
 from tamis.selectors.resemblance import Resemblance
 from tamis.selectors.survivors import PAIRS_PER_ROW
 from tamis.selectors.table import Table
+from tamis.storage.corpus import BATCH_ROWS
 from tamis.storage.kernels import Int64s, chunks_of, even_cuts, in_threads, string_buffers
 from tamis.storage.ledger import Drops
+from tamis.storage.spill import IN_MEMORY, spill_room
 
 #: Edges are kept this far below the threshold, so that it can be moved later.
 EDGE_MARGIN = 0.1
@@ -61,52 +58,49 @@ def near_duplicates(
     workers = workers or len(os.sched_getaffinity(0))
     signal = MinHashSignature(ngram=ngram, unit=unit, unicode_form=unicode_form)
     pieces = [
-        chunk.slice(first, last - first)
+        chunk.slice(begin, min(BATCH_ROWS, last - begin))
         for chunk in chunks_of(text)
         for first, last in even_cuts(string_buffers(chunk)[1], workers * 8)
+        for begin in range(first, last, BATCH_ROWS)
     ]
     start = np.cumsum([0, *map(len, pieces)])
     rows = int(start[-1])
-    found = Signatures.room_for(rows, signal.num_perm)
-    places = [slice(int(a), int(b)) for a, b in pairwise(start)]
 
-    def sign(job: tuple[slice, pa.Array], found: Signatures = found) -> None:
-        found.fill(*job, signal)
-
-    in_threads(sign, list(zip(places, pieces, strict=True)), workers)
-
-    position = np.arange(rows, dtype=np.uint64)
-    copy = np.zeros(rows, np.uint32)
-    candidates = Candidates.find(
-        found,
-        Ranking(found.characters.astype(np.float64), position, position, copy),
-        Banding.finer_than(threshold, signal.num_perm),
-        workers,
-    )
-    del found, sign  # signatures are most of what is in memory
-
-    def sets_of(wanted: Int64s) -> ShingleSets:
-        sets = ShingleSets.room_for(candidates.counts[wanted])
+    def map_text(wanted: Int64s, function: Callable[[pa.Array, Int64s, slice], None]) -> None:
         cuts = np.searchsorted(wanted, start)
         in_threads(
-            lambda i: sets.fill(
-                slice(cuts[i], cuts[i + 1]),
-                pieces[i],
-                wanted[cuts[i] : cuts[i + 1]] - start[i],
-                signal.shingling,
+            lambda i: function(
+                pieces[i], wanted[cuts[i] : cuts[i + 1]] - start[i], slice(cuts[i], cuts[i + 1])
             ),
             np.flatnonzero(np.diff(cuts)).tolist(),
             workers,
         )
-        return sets
 
-    return decide(
-        candidates,
-        sets_of,
-        threshold=threshold,
-        edge_floor=threshold - EDGE_MARGIN if edge_floor is None else edge_floor,
-        workers=workers,
-    )
+    with spill_room() as room:
+        banding = Banding.finer_than(threshold, signal.num_perm)
+        digests = Digests.room_for(rows, signal.num_perm, banding, room)
+        shingles, characters = np.empty(rows, np.int64), np.empty(rows, np.int64)
+
+        def sign(piece: int) -> None:
+            found = Signatures.room_for(len(pieces[piece]), signal.num_perm)
+            found.fill(slice(0, len(pieces[piece])), pieces[piece], signal)
+            here = slice(int(start[piece]), int(start[piece + 1]))
+            shingles[here], characters[here] = found.shingles, found.characters
+            digests.put(here.start, found)
+
+        in_threads(sign, range(len(pieces)), workers)
+        position = np.arange(rows, dtype=np.uint64)
+        return find_duplicates(
+            digests,
+            shingles,
+            Ranking(characters.astype(np.float64), position, position, np.zeros(rows, np.uint32)),
+            map_text,
+            signal.shingling,
+            room,
+            threshold=threshold,
+            edge_floor=threshold - EDGE_MARGIN if edge_floor is None else edge_floor,
+            workers=workers,
+        )
 
 
 class NearDedup(RankedSelector, Resemblance):
@@ -135,64 +129,69 @@ class NearDedup(RankedSelector, Resemblance):
             raise ValueError("edge_floor lies above the threshold")
         return self
 
-    def memory(self, rows: int, text_bytes: int) -> int:
-        """Signatures, sketches, buckets, pairs and results a row; the sets verified at a time.
+    def similarity_parts(self) -> Any:
+        return list(self.signal.shingling)
 
-        Bounded by rows that all have a partner in every band: most corpora need half of it.
+    def memory(self, rows: int, text_bytes: int) -> int:
+        """Columns of the whole table, the spills that lie in memory, and one batch.
+
+        True unless the rows that are joined by their buckets take more than a batch has room for.
         """
-        # Signatures are let go of before pairs are drawn.
-        or_pairs = max(4 * self.num_perm, 70 * PAIRS_PER_ROW)
-        a_row = self.num_perm + 28 * self.banding.bands + or_pairs + 150
-        sets = min(8 * SHINGLES_AT_ONCE, 2 * text_bytes)
-        return rows * a_row + sets
+        # Groups of equal keys of two bands at a time are the most that is held of every row.
+        columns = rows * 150
+        record = 8 * self.banding.bands + self.num_perm
+        spilled = min(2 * rows * record + 2 * text_bytes, IN_MEMORY)
+        a_row = ROW_BYTES + self.banding.bands * MEMBER_BYTES + PAIRS_PER_ROW * PAIR_BYTES
+        batch = min(rows * a_row + 2 * text_bytes, BATCH_BYTES)
+        return columns + spilled + batch
 
     def signals(self) -> tuple[RowScorer, ...]:
         return (self.signal,)
 
     def select(self, table: Table) -> Drops:
         signal = self.signal
-        found = Signatures.room_for(len(table), self.num_perm)
-        done = 0
-        for part in table.signal(signal):
-            found.put(slice(done, done + part.num_rows), part)
-            done += part.num_rows
+        with spill_room(table.spill_folder) as room:
+            digests = Digests.room_for(len(table), self.num_perm, self.banding, room)
+            shingles = np.empty(len(table), np.int64)
+            characters = np.empty(len(table), np.float64)
 
-        lengths = found.characters.astype(np.float64)
-        ranking = self.ranking(table, lengths)
-        candidates = Candidates.find(found, ranking, self.banding, table.workers)
-        del found  # its signatures are most of what is in memory
+            def sign(at: int, part: pa.RecordBatch) -> None:
+                found = Signatures.stored(part)
+                here = slice(at, at + part.num_rows)
+                shingles[here], characters[here] = found.shingles, found.characters
+                digests.put(at, found)
 
-        def sets_of(wanted: Int64s) -> ShingleSets:
-            sets = ShingleSets.room_for(candidates.counts[wanted])
-            table.map_text(
-                "text",
-                wanted,
-                lambda text, rows, places: sets.fill(places, text, rows, signal.shingling),
+            table.map_signal(signal, sign)
+            floor = self.threshold - EDGE_MARGIN if self.edge_floor is None else self.edge_floor
+            duplicates = find_duplicates(
+                digests,
+                shingles,
+                self.ranking(table, characters),
+                partial(table.map_text, "text"),
+                signal.shingling,
+                room,
+                threshold=self.threshold,
+                edge_floor=floor,
+                workers=table.workers,
+                progress=lambda decided, of: table.progress("duplicates decided", decided, of),
+                known=table.known,
+                # With known pairs every batch may take a pass over the texts, and holds no sets.
+                batch_bytes=BATCH_BYTES if table.known is None else 4 * BATCH_BYTES,
             )
-            return sets
-
-        floor = self.threshold - EDGE_MARGIN if self.edge_floor is None else self.edge_floor
-        duplicates = decide(
-            candidates,
-            sets_of,
-            threshold=self.threshold,
-            edge_floor=floor,
-            workers=table.workers,
-            progress=lambda decided, of: table.progress("duplicates decided", decided, of),
-        )
         lost = np.flatnonzero(~duplicates.kept)
+        similarity = duplicates.similarity[lost]
         return Drops.of(
             lost,
             "",
-            value=duplicates.similarity[lost],
+            value=similarity,
             threshold=self.threshold,
             partner=duplicates.partner[lost],
-            similarity=duplicates.similarity[lost],
+            similarity=similarity,
             report={
                 "banding": list(self.banding),
                 **duplicates.counts,
-                "edges": len(duplicates.edge_row),
+                "edges": len(duplicates.edges),
                 "edge_floor": floor,
             },
-            edges=(duplicates.edge_row, duplicates.edge_other, duplicates.edge_similarity),
+            edges=duplicates.edges,
         )

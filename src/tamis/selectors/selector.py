@@ -1,6 +1,6 @@
 """What operators that see the whole table have in common, and what every selector has."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tamis.scoring.operator import Operator, RowScorer
 from tamis.selectors.table import Table
@@ -39,3 +39,10 @@ class Selector(TableOperator):
     def select(self, table: Table) -> Drops:
         """The rows to drop."""
         raise NotImplementedError
+
+    def similarity_parts(self) -> Any:
+        """What of its parameters decides how similar two rows are; None if it compares none.
+
+        While it stays the same, similarities that were stored as edges hold.
+        """
+        return None
