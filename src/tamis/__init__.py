@@ -10,11 +10,21 @@ Example:
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "RunError", "UserError", "__version__", "load_recipe", "run", "score"]
+__all__ = [
+    "Recipe",
+    "RunError",
+    "UserError",
+    "__version__",
+    "load_recipe",
+    "run",
+    "score",
+    "what_if",
+]
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tamis.flows.differences import Difference
     from tamis.flows.direct import Result
     from tamis.recipe import Recipe, load_recipe
     from tamis.storage.errors import RunError, UserError
@@ -75,3 +85,37 @@ def score(operator: str, frame: Any, *, params: dict[str, Any] | None = None, **
     from tamis.flows.in_memory import score_frame
 
     return score_frame(operator, frame, params or {}, roles)
+
+
+def what_if(
+    run: "Result | str | Path",
+    changes: dict[str, Any] | None = None,
+    *,
+    move: str | None = None,
+    target_rows: int | None = None,
+    target_tokens: int | None = None,
+    target_characters: int | None = None,
+    evaluate: bool = False,
+) -> "Difference":
+    """Tell what a run would have kept under other rules; nothing is run or written anew.
+
+    Args:
+        run: a result, or the workspace of a run.
+        changes: parameters of its selectors, as in ``{"near_dedup.threshold": 0.7}``.
+        move: parameter that is moved until one of the targets is met.
+        evaluate: compute scores and signals that are missing, in place of leaving rows out.
+
+    Returns:
+        ``before``, ``after``, ``lost``, ``gained``, ``domains``, ``not_evaluated``, and
+        ``changed``, a polars DataFrame of the rows whose fate would change.
+
+    Raises:
+        UserError: for a stage, parameter or value that does not fit, or a corpus that has changed.
+    """
+    from tamis.flows.targets import Target, answer
+    from tamis.storage.places import place_of
+
+    wanted = {"rows": target_rows, "tokens": target_tokens, "characters": target_characters}
+    target = Target.given(move, wanted)
+    workspace = getattr(run, "workspace", None) or place_of(run)  # type: ignore[arg-type]
+    return answer(workspace, changes or {}, target=target, evaluate_more=evaluate)

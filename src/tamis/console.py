@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tamis.flows.differences import Difference
     from tamis.flows.direct import Result
     from tamis.storage.corpus import Progress
 
@@ -121,6 +122,50 @@ def tell(row: dict[str, Any], step: int) -> None:
         text = " ".join(str(row["text"]).split())
         say(f"  text       {text[:300]}{'…' if len(text) > 300 else ''}")
     say(f"  run        {row['run']}, recipe {row['recipe']}")
+
+
+def tell_difference(found: "Difference", examples: int) -> None:
+    for name, value in found.changes.items():
+        say(f"{name} = {value}")
+    for line in found.notes:
+        say(line)
+
+    def row(label: str, before: int, after: int) -> list[str]:
+        return [label, f"{before:,}", f"{after:,}", f"{after - before:+,}"]
+
+    table(
+        ("", "run", "what if", "change"),
+        [
+            row("in", found.rows_in, found.rows_in),
+            *(row(f"dropped: {name}", *counts) for name, counts in found.dropped.items()),
+            *(row(f"not evaluated: {s}", 0, count) for s, count in found.not_evaluated.items()),
+            *(row(f"kept: {name}", n, found.after[name]) for name, n in found.before.items()),
+        ],
+    )
+    if found.domains:
+        table(
+            ("domain", *(f"{name}: {side}" for name in found.before for side in ("run", "change"))),
+            [
+                [name, *(f for key in before for f in row("", before[key], after[key])[1:4:2])]
+                for name, (before, after) in found.domains.items()
+            ],
+        )
+    say(
+        f"{found.lost['rows']:,} rows would be lost and {found.gained['rows']:,} gained"
+        + (
+            ""
+            if found.exact
+            else f"; {sum(found.not_evaluated.values()):,} would have to be "
+            "evaluated first (--evaluate), and are left out of what follows"
+        )
+    )
+    if "characters" in found.before and found.tokens_by is None:
+        say("tokens are not counted: the recipe has no stage token_count")
+    shown = found.examples(examples)
+    if shown:
+        keys = ("change", "row_id", "reason", "value", "partner")
+        cut = {"row_id": 12, "partner": 12}  # as many digits as `tamis why` needs
+        table(keys, [[figure(entry[k])[: cut.get(k)] for k in keys] for entry in shown])
 
 
 def doc(cls: type[Any]) -> str:

@@ -147,6 +147,7 @@ class Difference:
         not_evaluated: by stage, rows that it would have to see first.
         domains: by domain, what is kept before and after; None without a domain role.
         tokens_by: score that tokens are counted by; None if no stage counts them.
+        notes: what else there is to say, such as how near a target was reached.
         exact: whether a run under these rules would keep the same rows.
     """
 
@@ -160,6 +161,7 @@ class Difference:
     not_evaluated: dict[str, int]
     domains: dict[str, tuple[dict[str, int], dict[str, int]]] | None
     tokens_by: str | None
+    notes: list[str]
     _past: Past
     _other: Alternative
     _sizes: Sizes
@@ -262,6 +264,7 @@ class Difference:
             },
             "domains": None if self.domains is None else named,
             "tokens_by": self.tokens_by,
+            "notes": self.notes,
             "examples": self.examples(examples),
         }
 
@@ -302,6 +305,7 @@ def difference(past: Past, other: Alternative, changes: Mapping[str, Any]) -> Di
         not_evaluated={stage: len(rows) for stage, rows in other.waiting.items()},
         domains=domains,
         tokens_by=sizes.tokens_by,
+        notes=[],
         _past=past,
         _other=other,
         _sizes=sizes,

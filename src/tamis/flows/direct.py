@@ -315,7 +315,8 @@ def open_run(recipe: Recipe, workspace: Place, runner: Runner, report: Progress)
         on_duplicate_id=part.on_duplicate_id,
     )
     columns: dict[str, Source] = {**roles.columns()}
-    run = Run(recipe, workspace, corpus, rows, runner, report, ~rows.unusable, columns)
+    spare = None if recipe.memory is None else recipe.memory - bound
+    run = Run(recipe, workspace, corpus, rows, runner, report, ~rows.unusable, columns, spare)
     return run, bound
 
 

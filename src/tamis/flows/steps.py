@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from tamis.flows.earlier import known_pairs
 from tamis.recipe import Recipe
 from tamis.scoring.evaluate import Evaluated, evaluate, located
 from tamis.scoring.operator import RowScorer, Signal
+from tamis.selectors.known_pairs import Known
 from tamis.selectors.selector import Selector, TableOperator
 from tamis.selectors.table import Table, signal_key
 from tamis.selectors.table_scorer import TableScorer, evaluate_table
@@ -60,6 +62,7 @@ class Run:
     progress: Progress
     kept: Mask
     columns: dict[str, Source]
+    spare: int | None = None
     scores: dict[str, Evaluated] = field(default_factory=dict)
     evaluated: dict[str, Evaluated] = field(default_factory=dict)
     decided: list[Decided] = field(default_factory=list)
@@ -161,7 +164,7 @@ def select(run: Run, stage: Selector) -> None:
     edges = run.workspace / "edges" / path.name
     stored = _load_drops(path, step)
     if stored is None or (stored.has_edges and kind_of(edges) is None):
-        stored = run.runner.step(stage.stage, lambda: decide(stage, table_of(run)))
+        stored = run.runner.step(stage.stage, lambda: decide(stage, _with_known(run, stage)))
         if stored.edges is not None:
             _store_edges(run, stored.edges, edges)
             stored.edges = None
@@ -170,6 +173,13 @@ def select(run: Run, stage: Selector) -> None:
     run.kept[stored.rows] = False
     with_edges = edges if stored.has_edges else None
     run.decided.append(Decided(stage.stage, stage.operator, stored, path, with_edges, step))
+
+
+def _with_known(run: Run, stage: Selector) -> Table:
+    """The rows still kept, with what the last run in the workspace knew of their pairs."""
+    table = table_of(run)
+    found = known_pairs(stage, run.recipe, run.workspace, run.corpus, run.rows, run.columns)
+    return table if found is None else replace(table, known=Known(found, table.positions))
 
 
 def _signed(run: Run, signal: RowScorer) -> Evaluated:
@@ -208,6 +218,7 @@ def table_of(run: Run) -> Table:
         run.runner,
         run.progress,
         signed=run.signed,
+        spare=run.spare,
     )
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
-import polars as pl
 import yaml
 
+from tamis.flows.checks import check_columns
 from tamis.flows.direct import open_run
+from tamis.flows.earlier import stored_pairs
 from tamis.flows.steps import Decided, Run, decide, score, select, step_of, table_of
 from tamis.recipe import Recipe, check_recipe
 from tamis.scoring.evaluate import Evaluated, evaluate, located, rows_missing
@@ -30,7 +31,7 @@ from tamis.storage.errors import RunError, UserError
 from tamis.storage.files import read_json
 from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import Drops
-from tamis.storage.places import Place, kind_of, parquet_file, place_errors, shown
+from tamis.storage.places import Place, place_errors, shown
 from tamis.storage.tasks import Runner
 
 R = TypeVar("R")
@@ -98,7 +99,8 @@ class Past:
         if parts is None or parts != old.similarity_parts() or edges is None:
             return None
         if stage.stage not in self.known:
-            self.known[stage.stage] = _stored_pairs(self.run, edges)
+            rows = self.run.rows
+            self.known[stage.stage] = stored_pairs(edges, rows, np.ones(len(rows.id_hi), np.bool_))
         return self.known[stage.stage]
 
 
@@ -124,13 +126,9 @@ def look_back(workspace: Place, runner: Runner, progress: Progress) -> Past:
     """Go through a workspace's last run again.
 
     Raises:
-        UserError: if no run has ended here, or the corpus is not what it was.
+        UserError: if the corpus is not what it was.
     """
     place = workspace / WORKSPACE_MANIFEST
-    if kind_of(place) is None:
-        raise UserError(
-            "no finished run here", where=shown(workspace), mend="name the workspace of a run"
-        )
     with place_errors(place):
         manifest = read_json(place)
     told = {**manifest["recipe"], "output": None, "workspace": str(workspace)}
@@ -191,33 +189,47 @@ def changed_recipe(recipe: Recipe, changes: Changes) -> Recipe:
         UserError: for a stage or parameter that is not there, or a value that does not fit.
     """
     told = recipe.model_dump(mode="json")
-    stages = {stage.stage: place for place, stage in enumerate(recipe.stages)}
     for name, value in changes.items():
-        stage, *path = name.split(".")
-        if stage not in stages:
-            known = [s.stage for s in recipe.stages if isinstance(s, Selector)]
-            raise UserError(
-                f"{name}: the run has no stage {stage!r}",
-                mend=f"stages that decide: {', '.join(known) or 'none'}",
-            )
-        here = recipe.stages[stages[stage]]
-        if not isinstance(here, Selector):
-            raise UserError(
-                f"{name}: {stage} is a {here.kind}, whose scores would have to be computed anew",
-                mend="change the recipe and run it",
-            )
-        part = told["stages"][stages[stage]]
-        for place, key in enumerate(path):
-            known = [k for k in part if k not in ("operator", "name")] if part else []
-            if not isinstance(part, dict) or key not in known:
-                raise UserError(
-                    f"{name}: {'.'.join([stage, *path[:place]])} has no {key!r}",
-                    mend=f"it has {', '.join(known)}" if known else "",
-                )
-            if place == len(path) - 1:
-                part[key] = value
-            part = part[key]
+        part, key = _slot(recipe, told, name)
+        part[key] = value
     return check_recipe(told, "what-if")
+
+
+def value_of(recipe: Recipe, name: str) -> Any:
+    """A selector's parameter, by ``STAGE.PARAM``; errors as in `changed_recipe`."""
+    part, key = _slot(recipe, recipe.model_dump(mode="json"), name)
+    return part[key]
+
+
+def _slot(recipe: Recipe, told: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    """The mapping and the key in it that hold a parameter."""
+    stage, *path = name.split(".")
+    place = next((at for at, s in enumerate(recipe.stages) if s.stage == stage), None)
+    if place is None:
+        known = [s.stage for s in recipe.stages if isinstance(s, Selector)]
+        raise UserError(
+            f"{name}: the run has no stage {stage!r}",
+            mend=f"stages that decide: {', '.join(known) or 'none'}",
+        )
+    here = recipe.stages[place]
+    if not isinstance(here, Selector):
+        raise UserError(
+            f"{name}: {stage} is a {here.kind}, whose scores would have to be computed anew",
+            mend="change the recipe and run it",
+        )
+    part: Any = told["stages"][place]
+    for depth, key in enumerate(path):
+        known = [k for k in part if k not in ("operator", "name")] if isinstance(part, dict) else []
+        if key not in known:
+            raise UserError(
+                f"{name}: {'.'.join([stage, *path[:depth]])} has no {key!r}",
+                mend=f"it has {', '.join(known)}" if known else "",
+            )
+        if depth < len(path) - 1:
+            part = part[key]
+    if not path:
+        raise UserError(f"{name}: expected STAGE.PARAM")
+    return part, path[-1]
 
 
 def alternative(past: Past, changes: Changes, evaluate_more: bool = False) -> Alternative:
@@ -232,6 +244,7 @@ def alternative(past: Past, changes: Changes, evaluate_more: bool = False) -> Al
     """
     recipe = changed_recipe(past.recipe, changes)
     old = past.run
+    check_columns(recipe, old.corpus.schema)
     run = replace(
         old,
         recipe=recipe,
@@ -282,7 +295,7 @@ def _decide_again(found: Alternative, past: Past, stage: Selector, evaluate_more
     pairs = past.pairs(stage)
 
     def again(table: Table) -> Drops:
-        known = None if pairs is None else Known(pairs, table.positions)
+        known = None if pairs is None else Known(pairs, table.positions, roomy=True)
         return decide(stage, replace(table, known=known))
 
     drops = again(table_of(run)) if evaluate_more else _seen(found, past, stage.stage, again)
@@ -316,25 +329,3 @@ def _use(run: Run, stage: RowScorer | TableScorer, evaluated: Evaluated) -> None
     run.evaluated[stage.stage] = evaluated
     run.scores.update(dict.fromkeys(stage.fields().names, evaluated))
     run.columns.update({role: evaluated.column(name) for role, name in stage.rewrites().items()})
-
-
-def _stored_pairs(run: Run, path: Place) -> KnownPairs:
-    """The edges of a run, by position in its corpus."""
-    with place_errors(path), parquet_file(path) as file:
-        edges = pl.from_arrow(file.read())
-    assert isinstance(edges, pl.DataFrame)
-    rows = run.rows
-    ids = pl.DataFrame({"id_hi": rows.id_hi, "id_lo": rows.id_lo, "copy": rows.copy})
-    ids = ids.with_row_index("position")
-
-    def positions(side: str) -> Int64s:
-        names = (f"{side}_hi", f"{side}_lo", "copy" if side == "id" else f"{side}_copy")
-        asked = edges.select(
-            pl.col(name).alias(of) for name, of in zip(names, ids.columns[1:], strict=True)
-        )
-        found = asked.join(ids, on=asked.columns, how="left", maintain_order="left")
-        return found["position"].to_numpy().astype(np.int64)
-
-    known = KnownPairs()
-    known.add(positions("id"), positions("other"), edges["similarity"].to_numpy())
-    return known

@@ -22,9 +22,12 @@ from tamis.storage.spill import Spill, SpillRoom
 
 #: Bytes that deciding a batch takes, for each: row, membership in a bucket, pair that may be asked
 #: for, shingle. Counted from the arrays that live at once.
-ROW_BYTES, MEMBER_BYTES, PAIR_BYTES, SHINGLE_BYTES = 450, 36, 60, 8
+ROW_BYTES, MEMBER_BYTES, PAIR_BYTES, SHINGLE_BYTES = 450, 64, 70, 8
 #: Shingles of which sets are held at a time (8 bytes each).
 SHINGLES_AT_ONCE = 1 << 26
+#: Bytes that grouping the rows by one band's keys takes for each, and of the bands that are grouped
+#: at once, which are two at least.
+GROUPING_BYTES, GROUPING_AT_ONCE = 28, 512 << 20
 #: Bytes of the components that are decided together. One that is larger is a batch by itself.
 BATCH_BYTES = 512 << 20
 
@@ -90,7 +93,10 @@ def _name(parent, members):  # type: ignore[no-untyped-def]
 
 @njit(**KERNEL)
 def _pack(component, count, members, pairs, shingles, each, least_room, room_per_row, limit):  # type: ignore[no-untyped-def]
-    """Batch of every component: in order, as many as fit the limit together."""
+    """Batch of every component: in order, as many as fit the limit together.
+
+    Also gives the rows of the largest component, and the bytes of the costliest.
+    """
     rows = np.zeros(count, np.int64)
     asked = np.zeros(count, np.int64)
     cost = np.zeros(count, np.int64)
@@ -108,10 +114,10 @@ def _pack(component, count, members, pairs, shingles, each, least_room, room_per
             used = 0
         batch[c] = current
         used += cost[c]
-    largest = np.int64(0)
+    largest = most = np.int64(0)
     for c in range(count):
-        largest = max(largest, rows[c])
-    return batch, largest
+        largest, most = max(largest, rows[c]), max(most, cost[c])
+    return batch, largest, most
 
 
 class Batches(NamedTuple):
@@ -125,6 +131,7 @@ class Batches(NamedTuple):
         start: int64, the places that batches begin with, and the number of rows last.
         component: int32, by place, the component of a row.
         largest: rows of the largest component.
+        most_bytes: that deciding a component takes.
     """
 
     rows: Int64s
@@ -134,6 +141,7 @@ class Batches(NamedTuple):
     start: Int64s
     component: Int32s
     largest: int
+    most_bytes: int
 
     @classmethod
     def find(
@@ -146,6 +154,7 @@ class Batches(NamedTuple):
             shingles: number of every row of the table.
             limit: bytes of a batch.
         """
+        at_once = max(GROUPING_AT_ONCE // (GROUPING_BYTES * max(1, len(picked))), 2)
         parent = np.arange(len(picked), dtype=np.int32)
         members, pairs = np.zeros(len(picked), np.uint16), np.zeros(len(picked), np.uint32)
         one_at_a_time = Lock()
@@ -159,11 +168,11 @@ class Batches(NamedTuple):
             with one_at_a_time:
                 _join(first, parent, members, pairs)
 
-        in_threads(join, digests.keys, workers)
+        in_threads(join, digests.keys, min(workers, at_once))
         inside, component, count = _name(parent, members)
         rows = picked[inside]
         each = (ROW_BYTES, MEMBER_BYTES, PAIR_BYTES, SHINGLE_BYTES)
-        batch_of, largest = _pack(
+        batch_of, largest, most = _pack(
             component,
             count,
             members[inside],
@@ -178,7 +187,9 @@ class Batches(NamedTuple):
         order, start = counting_sort(batch, int(batch_of[-1]) + 1 if count else 0)
         place = np.empty(len(order), np.int32)
         place[order] = np.arange(len(order), dtype=np.int32)
-        return cls(rows, batch, place, rows[order], start, component[order], int(largest))
+        return cls(
+            rows, batch, place, rows[order], start, component[order], int(largest), int(most)
+        )
 
     def __len__(self) -> int:
         return len(self.start) - 1

@@ -21,8 +21,10 @@ from tamis.selectors.jaccard import Float64s, exact_jaccard
 from tamis.selectors.known_pairs import Known, Verify, foresee, remembering
 from tamis.selectors.survivors import Survival, survivors
 from tamis.storage.edges import Edges
+from tamis.storage.errors import RunError
 from tamis.storage.grouping import Int32s, first_with_pair
 from tamis.storage.kernels import Bytes, Int64s, UInt64s, in_threads
+from tamis.storage.memory import show_bytes
 from tamis.storage.spill import Spill, SpillRoom
 
 #: Calls a function with the texts of the rows asked for (ascending): a text array, positions in
@@ -257,7 +259,7 @@ def find_duplicates(
     *,
     threshold: float,
     edge_floor: float,
-    batch_bytes: int = BATCH_BYTES,
+    spare: int | None = None,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
     known: Known | None = None,
@@ -270,13 +272,27 @@ def find_duplicates(
         digests: of all rows; its spills are let go of.
         counts: shingles of every row, repeats included.
         map_text: calls a function with the texts of some rows.
-        batch_bytes: of memory that rows which are decided together may take.
+        spare: bytes that a component may take beyond a batch; any number if not given.
         progress: called with rows decided and rows in all.
         known: pairs that were compared before. Texts are then read only where others are missing.
+
+    Raises:
+        RunError: if a component takes more.
     """
     left, collapsed, stand_in = _collapse(digests, ranking)
-    batches = Batches.find(digests, left, counts, batch_bytes, workers)
+    # With known pairs every batch may take a pass over the texts, and holds no sets.
+    limit = 4 * BATCH_BYTES if known is not None and known.roomy else BATCH_BYTES
+    batches = Batches.find(digests, left, counts, limit, workers)
     del left
+    if spare is not None and batches.most_bytes > BATCH_BYTES + spare:
+        raise RunError(
+            f"{batches.largest:,} rows are joined by what they have in common (one template, or "
+            f"copies of copies) and must be decided together, which may take "
+            f"{show_bytes(batches.most_bytes)}; {show_bytes(BATCH_BYTES + spare)} are left",
+            where="memory",
+            mend=f"raise --memory by {show_bytes(batches.most_bytes - BATCH_BYTES - spare)}, or "
+            "have an earlier stage remove what the rows share",
+        )
     *keys, sketch = in_threads(
         lambda spill: batches.sort(spill, room), [*digests.keys, digests.sketch], workers
     )

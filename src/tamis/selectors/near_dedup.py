@@ -13,7 +13,14 @@ from tamis.scoring.minhash import MinHashSignature, Signatures
 from tamis.scoring.operator import RowScorer
 from tamis.scoring.words import UnicodeForm, Unit
 from tamis.selectors.banding import Banding, Digests
-from tamis.selectors.components import BATCH_BYTES, MEMBER_BYTES, PAIR_BYTES, ROW_BYTES
+from tamis.selectors.components import (
+    BATCH_BYTES,
+    GROUPING_AT_ONCE,
+    GROUPING_BYTES,
+    MEMBER_BYTES,
+    PAIR_BYTES,
+    ROW_BYTES,
+)
 from tamis.selectors.duplicates import Duplicates, Ranking, find_duplicates
 from tamis.selectors.ranks import RankedSelector
 from tamis.selectors.resemblance import Resemblance
@@ -116,7 +123,8 @@ class NearDedup(RankedSelector, Resemblance):
     edge_floor: float | None = Field(
         default=None, ge=0, le=1, description="pairs are stored down to it; threshold - 0.1"
     )
-    version: ClassVar[int] = 1
+
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = (
         "Broder 1997 (resemblance); Lee et al. 2022, Deduplicating training data makes language "
         "models better (word 5-grams, threshold .8); Li and König 2010 (b-bit sketches)"
@@ -135,10 +143,12 @@ class NearDedup(RankedSelector, Resemblance):
     def memory(self, rows: int, text_bytes: int) -> int:
         """Columns of the whole table, the spills that lie in memory, and one batch.
 
-        True unless the rows that are joined by their buckets take more than a batch has room for.
+        True unless the rows that are joined by their buckets take more than a batch has room for;
+        then `select` raises where a limit is set that does not leave as much.
         """
-        # Groups of equal keys of two bands at a time are the most that is held of every row.
-        columns = rows * 150
+        # Most is held while bands are grouped: hashes, counts, ranks, and what is joined to what.
+        band = rows * GROUPING_BYTES
+        columns = rows * 50 + max(2 * band, min(self.banding.bands * band, GROUPING_AT_ONCE))
         record = 8 * self.banding.bands + self.num_perm
         spilled = min(2 * rows * record + 2 * text_bytes, IN_MEMORY)
         a_row = ROW_BYTES + self.banding.bands * MEMBER_BYTES + PAIRS_PER_ROW * PAIR_BYTES
@@ -172,11 +182,10 @@ class NearDedup(RankedSelector, Resemblance):
                 room,
                 threshold=self.threshold,
                 edge_floor=floor,
+                spare=table.spare,
                 workers=table.workers,
                 progress=lambda decided, of: table.progress("duplicates decided", decided, of),
                 known=table.known,
-                # With known pairs every batch may take a pass over the texts, and holds no sets.
-                batch_bytes=BATCH_BYTES if table.known is None else 4 * BATCH_BYTES,
             )
         lost = np.flatnonzero(~duplicates.kept)
         similarity = duplicates.similarity[lost]

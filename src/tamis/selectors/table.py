@@ -38,6 +38,8 @@ class Table:
         orders: folder of what workers are told; the workspace's own if None.
         signed: by `signal_key`, the rows that an earlier stage has asked a signal of.
         known: similarities of pairs that were computed before for the same texts in the same way.
+        spare: bytes of memory that the run was allowed beyond what it said it may need; None where
+            nobody set a limit.
     """
 
     corpus: Corpus
@@ -53,6 +55,7 @@ class Table:
     orders: Place | None = None
     signed: Mapping[str, Mask] = field(default_factory=dict)
     known: Known | None = None
+    spare: int | None = None
 
     @property
     def workers(self) -> int:

@@ -132,13 +132,13 @@ IN_MEMORY = 512 << 20
 
 
 @contextmanager
-def spill_room(folder: Path | None = None, in_memory: int = IN_MEMORY) -> Iterator[SpillRoom]:
+def spill_room(folder: Path | None = None) -> Iterator[SpillRoom]:
     """Room for spills, all of which are gone at the end.
 
     Args:
         folder: where files may lie; the system's folder for temporary files if not given.
     """
-    room = SpillRoom(folder or Path(tempfile.gettempdir()), in_memory)
+    room = SpillRoom(folder or Path(tempfile.gettempdir()), IN_MEMORY)
     try:
         yield room
     finally:
