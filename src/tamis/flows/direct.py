@@ -340,6 +340,7 @@ def _with_places(
                 name: {
                     "columns": found.operator.fields().names,
                     "files": [inside(path) for path in found.paths],
+                    "steps": list(found.steps),
                 }
                 for name, found in run.evaluated.items()
                 if isinstance(found.operator, Signal) == (view == "signals")
@@ -347,7 +348,13 @@ def _with_places(
             for view in ("scores", "signals")
         },
         "sidecars": {
-            stage: {e.operator.operator: [inside(path) for path in e.paths] for e in found}
+            stage: {
+                one.operator.operator: {
+                    "files": [inside(path) for path in one.paths],
+                    "steps": list(one.steps),
+                }
+                for one in found
+            }
             for stage, found in run.signals.items()
         },
         "edges": {d.stage: inside(d.edges) for d in run.decided if d.edges},
@@ -404,6 +411,7 @@ def _shard_entries(corpus: Corpus, workspace: Place) -> list[dict[str, Any]]:
             {
                 "shard": shard.index,
                 "path": str(absolute(shard.path)).removeprefix(home),
+                "groups": [shard.groups.start, shard.groups.stop],
                 "first_row": shard.first_row,
                 "rows": shard.rows,
                 "bytes": shard.bytes,
