@@ -23,6 +23,7 @@ from tamis.console import (
     table,
     tell,
     tell_difference,
+    tell_known,
 )
 
 if TYPE_CHECKING:
@@ -469,6 +470,48 @@ def why(
         return
     for step, row in enumerate(found):
         tell(row, step)
+
+
+@app.command()
+def check(
+    record: Annotated[
+        str,
+        typer.Argument(metavar="TEXT|FILE", help="A text, a file of rows or one text; - is stdin."),
+    ],
+    against: Annotated[
+        str, typer.Option(help="Workspace or dataset of a run, or a corpus.", show_default=False)
+    ],
+    threshold: Annotated[
+        float | None, typer.Option(help="Exact Jaccard similarity; the run's own if not given.")
+    ] = None,
+    text: Text = "text",
+    format: Format = None,
+    workspace: Annotated[
+        str | None,
+        typer.Option("--workspace", help="Where a corpus's signatures are kept; CORPUS.tamis."),
+    ] = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell whether a history holds a text already, in nearly the same words."""
+    from tamis.flows.check import check_texts, one_text, read_texts
+
+    texts = one_text(sys.stdin.read()) if record == "-" else read_texts(record, text, format)
+    with progress(as_json) as report:
+        found, rows, limit = check_texts(
+            texts,
+            against,
+            threshold=threshold,
+            text=text,
+            workspace=workspace,
+            workers=workers,
+            progress=report,
+        )
+    if as_json:
+        answers = {"rows": rows, "threshold": limit, "records": found.to_dicts()}
+        print(json.dumps(answers, ensure_ascii=False))
+        return
+    tell_known(found, rows, limit)
 
 
 @app.command("what-if")
