@@ -26,6 +26,8 @@ from tests.conftest import make_texts, write_corpus
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TEXTS = [*make_texts(200, copies=0.5), "", "!", "Straße, Ünïcode", "漢字とかな", "a\nb\na\n"]
+#: What a reference holds: copies and edited copies of some of the texts.
+KNOWN = [*TEXTS[:20], *(f"{text} and more" for text in TEXTS[20:60]), "漢字とかな"]
 #: Text for scorers that look for what plain words do not have.
 MARKED = [
     "a@b.cd, (415) 555-2671 or 8.8.8.8",
@@ -65,6 +67,10 @@ REFERENCE = {"path": "reference.parquet", "id": "id", "name": "reference"}
 SELECTORS: dict[str, dict[str, Any]] = {
     "exact_dedup": {},
     "near_dedup": {"threshold": 0.7},
+    "known_dedup": {
+        "threshold": 0.7,
+        "against": [{"path": "known.parquet", "id": "id", "name": "known"}],
+    },
     "where": {"keep": {"long": "length(text) > 50", "letters": "text LIKE '%a%'"}},
     "top": {"by": "number", "rows": 50},
     "quantile": {"by": "number", "low": 0.1, "high": 0.8},
@@ -122,8 +128,11 @@ def digest_of_operator(name: str) -> str:
         table = table.with_columns(vector=pl.Series(vectors.tolist()))
         table.write_parquet(path)
         table[::9].with_columns(pl.col("text") + "!").write_parquet(f"{folder}/reference.parquet")
+        write_corpus(Path(folder) / "known.parquet", KNOWN)
         given = json.dumps(SELECTORS[name])
-        params = json.loads(given.replace("reference.parquet", f"{folder}/reference.parquet"))
+        for reference in ("reference.parquet", "known.parquet"):
+            given = given.replace(reference, f"{folder}/{reference}")
+        params = json.loads(given)
         result = tamis.run(
             {
                 "corpus": {"path": str(path), "roles": {"text": "text", "id": "id"}},
