@@ -177,15 +177,7 @@ def test_fewer_tokens_may_be_read(tmp_path: Path) -> None:
     plain.max_seq_length = 8
     found = embedded(SMALL_TEXTS, model=str(folder), max_tokens=8, precision="float32")
     assert np.abs(matrix(found) - plain.encode(SMALL_TEXTS)).max() < 2e-5
-    assert found["embedding_truncated"].to_pylist() == [
-        False,
-        False,
-        True,
-        True,
-        False,
-        False,
-        True,
-    ]
+    assert np.flatnonzero(found["embedding_truncated"]).tolist() == [2, 3]
     with pytest.raises(UserError, match="reads 40 tokens, found 41"):
         embedded(["a"], model=str(folder), max_tokens=41)
 
