@@ -155,7 +155,7 @@ def methods(share: float, k: int | None) -> dict[str, list[dict[str, Any]]]:
     clusters = {"k": k}
     return {
         "near_dedup": [{"operator": "near_dedup"}],
-        "sem_dedup": [{"operator": "sem_dedup", "fraction": share, **clusters}],
+        "semdedup": [{"operator": "semdedup", "fraction": share, "greedy": False, **clusters}],
         "prototype_pruning": [{"operator": "prototype_pruning", "fraction": share, **clusters}],
         "d4": [{"operator": "d4", "fraction": share, **clusters}],
         "representative_sample": [

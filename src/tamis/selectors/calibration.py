@@ -52,7 +52,7 @@ def calibrate(
         and `isoscore`.
 
     Raises:
-        UserError: if there are too few pairs for the rate.
+        UserError: if there are too few pairs for the rate, or all share a text.
 
     Source:
         Roychowdhury et al. 2024, A compass for navigating the world of sentence embeddings for
@@ -60,17 +60,13 @@ def calibrate(
         for thresholds are not confirmed.
     """
     pairs = len(left)
-    least = int(np.ceil(LEAST_FALSE_POSITIVES / NEGATIVES / false_positives))
-    if pairs < least:
-        raise UserError(
-            f"{pairs} pairs are too few for a rate of {false_positives:g}: fewer than "
-            f"{LEAST_FALSE_POSITIVES} of {pairs * NEGATIVES} random pairs would be false positives",
-            mend=f"give at least {least} pairs, or raise the rate",
-        )
+    check_enough(pairs, false_positives)
     random = np.random.default_rng(seed)
     positive = _products(left, right, np.arange(pairs), np.arange(pairs), workers)
     negative = _random_pairs(left, right, same, random, workers)
     nearest = _nearest_others(left, right, same)
+    if not np.isfinite(negative).any():
+        raise UserError("all pairs share a text: none can be held against another's")
     resamples = random.integers(0, pairs, (RESAMPLES, pairs))
 
     def found(rule: Threshold, others: Float64s) -> dict[str, float]:
@@ -118,6 +114,21 @@ def calibrate(
             "isoscore": isoscore(np.concatenate([left, right])),
         },
     }
+
+
+def check_enough(pairs: int, false_positives: float) -> None:
+    """Raise unless the pairs are enough for a rate of false positives.
+
+    Raises:
+        UserError: with the number that would be.
+    """
+    least = int(np.ceil(LEAST_FALSE_POSITIVES / NEGATIVES / false_positives))
+    if pairs < least:
+        raise UserError(
+            f"{pairs} pairs are too few for a rate of {false_positives:g}: fewer than "
+            f"{LEAST_FALSE_POSITIVES} of {pairs * NEGATIVES} random pairs would be false positives",
+            mend=f"give at least {least} pairs, or raise the rate",
+        )
 
 
 def _products(left: Float32s, right: Float32s, a: Int64s, b: Int64s, workers: int) -> Float64s:

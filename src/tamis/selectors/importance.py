@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from tamis.selectors.budgets import draws, wanted
-from tamis.selectors.clusters import kmeans, nearest_centroids
+from tamis.selectors.clusters import clusters_of, nearest_centroids
 from tamis.selectors.inner_products import Float64s
 from tamis.selectors.reference import Reference
 from tamis.selectors.selector import Selector, TableOperator
@@ -89,8 +89,7 @@ class TowardsTarget(TableOperator):
                 where=self.target.title,
                 mend="embed both with the same model",
             )
-        draw = _draws(table, self.seed)[mine.rows]
-        found = kmeans(mine.matrix, self.k, draw=draw, workers=table.workers)
+        found = clusters_of(table, mine, self.k, seed=self.seed)
         used, assignment, size = np.unique(
             found.assignment, return_inverse=True, return_counts=True
         )
@@ -114,10 +113,6 @@ class TowardsTarget(TableOperator):
             "effective_sample_size": float(each.sum() ** 2 / np.square(each).sum()),
         }
         return _Weighed(cluster, weight, target, report)
-
-
-def _draws(table: Table, seed: int) -> Float64s:
-    return draws(table.id_hi, table.id_lo, table.copy, seed)
 
 
 class ImportanceSample(Selector, TowardsTarget):
@@ -149,8 +144,9 @@ class ImportanceSample(Selector, TowardsTarget):
         if not len(table):
             return Drops.of(np.zeros(0, np.int64), "")
         found = self.weigh(table)
-        draw = _draws(table, self.seed + 2**32)  # others than those that k-means began with
         ids = (table.copy, table.id_lo, table.id_hi)
+        # Other draws than those that k-means began with.
+        draw = draws(table.id_hi, table.id_lo, table.copy, self.seed + 2**32)
         place = places_within(found.cluster, np.lexsort((*ids, draw)))
         turn = turns(place, found.target[found.cluster])
         order = np.lexsort((*ids, draw, turn))

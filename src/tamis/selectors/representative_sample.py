@@ -5,8 +5,8 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from tamis.selectors.budgets import Budget, draws, wanted
-from tamis.selectors.clusters import kmeans
+from tamis.selectors.budgets import Budget, wanted
+from tamis.selectors.clusters import draws_of, kmeans
 from tamis.selectors.inner_products import Float32s, Float64s, similarities
 from tamis.selectors.shares import places_within
 from tamis.selectors.table import Table
@@ -60,7 +60,7 @@ class RepresentativeSample(Budget):
     def select(self, table: Table) -> Drops:
         found = vectors_of(table, self.embedding)
         rows = found.rows
-        draw = draws(table.id_hi[rows], table.id_lo[rows], table.copy[rows], self.seed)
+        draw = draws_of(table, found, self.seed)
         group = self.groups(table)[rows]
         value, threshold = np.empty(len(rows)), np.empty(len(rows))
         kept = np.zeros(len(rows), np.bool_)

@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit, uint64
 
 from tamis.selectors.budgets import draws
-from tamis.selectors.clusters import Clusters, kmeans
+from tamis.selectors.clusters import Clusters, default_k, kmeans
 from tamis.selectors.duplicates import Duplicates
 from tamis.selectors.inner_products import Float32s, Float64s, similarities
 from tamis.selectors.similar_pairs import Bools, PairSearch
@@ -24,6 +24,7 @@ from tamis.selectors.survivors import (
     row_starts,
 )
 from tamis.selectors.vectors import normalise
+from tamis.storage.edges import Edges
 from tamis.storage.grouping import first_with_pair
 from tamis.storage.kernels import KERNEL, Int64s, UInt64s, fmix64, in_threads
 
@@ -32,7 +33,30 @@ EDGE_MARGIN = 0.1
 #: Duplicates that a row asks for at first, the best-ranked, and when these did not decide it.
 FIRST_STARS, MORE_STARS = 4, 64
 
+#: Up to this many rows all pairs are compared, which takes seconds.
+ALL_PAIRS = 1 << 15
+#: Above, as many clusters are looked into as bring a row about so many comparisons: at 200,000
+#: rows nine, which finds .99 of the pairs and more (docs/semantic-dedup.md).
+COMPARISONS_A_ROW = 4096
+LEAST_PROBES = 3
+
 Progress = Callable[[int, int], None]
+
+
+def search_effort(rows: int, k: int | None = None, probes: int | None = None) -> tuple[int, int]:
+    """Clusters, and how many of them a row is compared with, where the user does not say.
+
+    Example:
+        >>> search_effort(10_000), search_effort(200_000), search_effort(5_000_000)
+        ((1, 1), (447, 9), (2236, 3))
+    """
+    if k is None:
+        k = 1 if rows <= ALL_PAIRS and probes is None else default_k(rows)
+    if probes is None:
+        # Half of the first cluster and all of the others, each of rows / k, from either side.
+        probes = int(COMPARISONS_A_ROW * k / max(1, rows) + 0.5)
+        probes = min(k, max(LEAST_PROBES, probes))
+    return k, probes
 
 
 @dataclass(frozen=True)
@@ -54,7 +78,7 @@ def semantic_duplicates(
     threshold: float,
     *,
     k: int | None = None,
-    probes: int = 3,
+    probes: int | None = None,
     seed: int = 0,
     edge_floor: float | None = None,
     workers: int | None = None,
@@ -64,7 +88,7 @@ def semantic_duplicates(
     Args:
         vectors: ``(n, d)``, of any length.
         threshold: cosine similarity of a duplicate.
-        k: clusters; the square root of n if not given.
+        k: clusters; see `search_effort`, also for `probes`.
         probes: clusters that every row is compared with.
         edge_floor: smallest similarity reported as an edge; `threshold` - 0.1 if not given.
         workers: threads; all cores if not given.
@@ -79,6 +103,7 @@ def semantic_duplicates(
     normalise(matrix)
     position = np.arange(len(matrix), dtype=np.uint64)
     draw = draws(position, position, np.zeros(len(matrix), np.uint32), seed)
+    k, probes = search_effort(len(matrix), k, probes)
     return greedy(
         matrix,
         kmeans(matrix, k, draw=draw, probes=probes, workers=workers),
@@ -149,7 +174,7 @@ def greedy(
         partner < 0,
         partner,
         similarity,
-        *groups.edges(found.edges),
+        _stored(groups.edges(found.edges)),
         counts={
             **_sizes(clusters, groups),
             "compared_pairs": compared,
@@ -223,11 +248,17 @@ def published(
         kept,
         partner,
         similarity,
-        *edges,
+        _stored(edges),
         counts={**_sizes(clusters, groups), "compared_pairs": found.compared},
         value=value,
         threshold=limit,
     )
+
+
+def _stored(pairs: tuple[Int64s, Int64s, Float64s]) -> Edges:
+    edges = Edges()
+    edges.add(*pairs)
+    return edges
 
 
 def kept_rows(rows: int, fraction: float) -> int:

@@ -16,10 +16,12 @@ from tamis.selectors.semantic_duplicates import (
     SemanticDuplicates,
     greedy,
     published,
+    search_effort,
 )
 from tamis.selectors.survivors import EDGES_PER_ROW
 from tamis.selectors.table import Table
 from tamis.selectors.vectors import VECTOR_BYTES, Vectors, vectors_of
+from tamis.storage.edges import Edges
 from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import Drops, Float64s
 
@@ -59,13 +61,17 @@ class SemDedup(RankedSelector):
         default=True, description="compare with rows that stay; false: SemDeDup as published"
     )
     k: int | None = Field(
-        default=None, ge=1, description="clusters; the square root of the number of rows"
+        default=None,
+        ge=1,
+        description="clusters; the square root of the number of rows, but 1 (all pairs are "
+        "compared) for up to 32,768 rows with `greedy`",
     )
-    probes: int = Field(
-        default=3,
+    probes: int | None = Field(
+        default=None,
         ge=1,
         le=64,
-        description="nearest clusters that a row is compared with; 1 as in the paper",
+        description="nearest clusters that a row is compared with: about 4,096 rows, at least 3 "
+        "clusters; with `greedy: false` 1, as in the paper",
     )
     edge_floor: float | None = Field(
         default=None, ge=-1, le=1, description="pairs are stored down to it; threshold - 0.1"
@@ -109,12 +115,16 @@ class SemDedup(RankedSelector):
 
     def memory(self, rows: int, text_bytes: int) -> int:
         """Vectors as read and in order, and the pairs found at worst, which are sorted once."""
-        pairs = 3 * 16 * EDGES_PER_ROW + 3 * 8 * FIRST_STARS * (self.probes + 1)
+        _, probes = search_effort(rows, self.k, self.probes)
+        pairs = 3 * 16 * EDGES_PER_ROW + 3 * 8 * FIRST_STARS * (probes + 1) + 8 * probes
         return rows * (2 * VECTOR_BYTES + pairs + 200)
 
     def select(self, table: Table) -> Drops:
         vectors = vectors_of(table, self.embedding)
-        clusters = clusters_of(table, vectors, self.k, seed=self.seed, probes=self.probes)
+        k, probes = self.k, self.probes or 1
+        if self.greedy:
+            k, probes = search_effort(len(table), self.k, self.probes)
+        clusters = clusters_of(table, vectors, k, seed=self.seed, probes=probes)
 
         def progress(done: int, of: int) -> None:
             table.progress("rows compared", done, of)
@@ -148,6 +158,9 @@ def duplicate_drops(found: SemanticDuplicates, vectors: Vectors) -> Drops:
     rows = vectors.rows
     lost = np.flatnonzero(~found.kept)
     lost = lost[np.argsort(rows[lost])]
+    edges = Edges()
+    for row, other, similarity in found.edges.batches():
+        edges.add(rows[row], rows[other], similarity)
     return Drops.of(
         rows[lost],
         "",
@@ -155,8 +168,8 @@ def duplicate_drops(found: SemanticDuplicates, vectors: Vectors) -> Drops:
         threshold=found.threshold,
         partner=rows[found.partner[lost]],
         similarity=found.similarity[lost],
-        report={**found.counts, "edges": len(found.edge_row)},
-        edges=(rows[found.edge_row], rows[found.edge_other], found.edge_similarity),
+        report={**found.counts, "edges": len(edges)},
+        edges=edges,
     )
 
 
