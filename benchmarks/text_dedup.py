@@ -145,6 +145,7 @@ def hard_cases(work: Path) -> dict[str, Path]:
 def row_of(name: str, size: float, found: list[dict[str, Any]], more: str = "") -> list[str]:
     seconds = [one["seconds"] for one in found]
     middle = statistics.median(seconds)
+    print(f"{name}: {middle:.2f} s {more}", file=sys.stderr, flush=True)
     return [
         name,
         f"{size:,.0f}",
@@ -207,7 +208,7 @@ def decontamination(options: argparse.Namespace, path: Path, work: Path) -> list
     pq.write_table(table, planted, row_group_size=synthetic.ROW_GROUP)
     stage = {
         "operator": "decontaminate",
-        "references": [{"path": str(reference), "name": "items"}],
+        "against": [{"path": str(reference), "name": "items"}],
         "ngram": 12,
         "min_words": 12,
         "max_items": None,
