@@ -186,7 +186,9 @@ def make_plan(
 ) -> Plan:
     copies = int(documents * COPIES)
     originals = documents - copies
-    words = np.clip(rng.lognormal(np.log(median_words), 0.5, originals), min(60, median_words // 2), 3000)
+    words = np.clip(
+        rng.lognormal(np.log(median_words), 0.5, originals), min(60, median_words // 2), 3000
+    )
     mean_sentence = language.sentence_start[-1] / SENTENCES
     count = np.maximum(3, np.round(words / mean_sentence)).astype(np.int64)
     start = np.concatenate([[0], np.cumsum(count)])
@@ -351,9 +353,7 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=MEDIAN_WORDS, help="of a median original")
     arguments = parser.parse_args()
     begin = time.perf_counter()
-    corpus = make_corpus(
-        arguments.documents, arguments.work, arguments.non_ascii, arguments.words
-    )
+    corpus = make_corpus(arguments.documents, arguments.work, arguments.non_ascii, arguments.words)
     print(f"{corpus.path}: {describe(corpus)} ({time.perf_counter() - begin:.1f} s)")
 
 
