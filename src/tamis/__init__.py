@@ -15,6 +15,7 @@ __all__ = [
     "RunError",
     "UserError",
     "__version__",
+    "check",
     "load_recipe",
     "run",
     "score",
@@ -23,6 +24,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from polars import DataFrame
 
     from tamis.flows.differences import Difference
     from tamis.flows.direct import Result
@@ -85,6 +88,41 @@ def score(operator: str, frame: Any, *, params: dict[str, Any] | None = None, **
     from tamis.flows.in_memory import score_frame
 
     return score_frame(operator, frame, params or {}, roles)
+
+
+def check(
+    texts: Any,
+    against: "str | Path | Result",
+    *,
+    text: str = "text",
+    threshold: float | None = None,
+    workspace: "str | Path | None" = None,
+) -> "DataFrame":
+    """Tell for texts whether a history holds them already, in nearly the same words.
+
+    Args:
+        texts: a string, a list of strings, or a polars, pandas or Arrow table.
+        against: a run's result, workspace or dataset; or a corpus, whose signatures are then kept
+            in ``CORPUS.tamis``.
+        text: column of the table, and of the corpus.
+        threshold: exact Jaccard similarity of shingles from which a text is known; the run's own.
+        workspace: where the signatures of a corpus are kept instead.
+
+    Returns:
+        A polars DataFrame with a row for every text: ``new``; of the row that it resembles most
+        ``row_id``, ``copy``, ``similarity`` (exact), ``excerpt``; and what the run decided on that
+        row: ``action``, ``stage``, ``reason``, ``partner``, ``partner_similarity``.
+
+    Raises:
+        UserError: if there is no such history, or it cannot be compared with.
+    """
+    from tamis.flows.check import as_texts, check_texts
+
+    place = getattr(against, "workspace", None) or against
+    where = None if workspace is None else str(workspace)
+    return check_texts(
+        as_texts(texts, text), str(place), threshold=threshold, text=text, workspace=where
+    )[0]
 
 
 def what_if(

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from polars import DataFrame
+
     from tamis.flows.differences import Difference
     from tamis.flows.direct import Result
     from tamis.storage.corpus import Progress
@@ -216,3 +218,44 @@ def table(header: "list[str] | tuple[str, ...]", rows: list[list[str]]) -> None:
 
 def say(text: str) -> None:
     print(text)
+
+
+def tell_known(found: "DataFrame", rows: int, threshold: float) -> None:
+    """What `tamis check` found: one text at length, several in a table."""
+    known = found.filter(~found["new"])
+    if len(found) == 1:
+        for row in known.iter_rows(named=True):
+            say(f"known: {figure(row['similarity'])} similar to row {row['row_id']}")
+            say(f"  text       {figure(row['excerpt'])}")
+            if row["action"] is not None:
+                say(f"  decision   {_fate(row)}")
+        if not len(known):
+            say(f"new: none of {rows:,} rows is {threshold:g} similar or more")
+        return
+    if len(known):
+        lines = [
+            [
+                f"{place + 1:,}",
+                figure(row["similarity"]),
+                row["row_id"],
+                _fate(row),
+                figure(row["excerpt"]),
+            ]
+            for place, row in enumerate(found.iter_rows(named=True))
+            if not row["new"]
+        ]
+        table(("record", "similarity", "row_id", "decision", "text"), lines)
+    say(
+        f"{len(known):,} of {len(found):,} are known: at least {threshold:g} similar to one of "
+        f"{rows:,} rows"
+    )
+
+
+def _fate(row: dict[str, Any]) -> str:
+    """What a run decided on a row, in words."""
+    if row["action"] != "drop":
+        return "kept" if row["action"] == "keep" else ""
+    if row["partner"] is None:
+        return f"dropped by {row['reason']}"
+    source = f" of {row['partner_source']}" if row["partner_source"] is not None else ""
+    return f"dropped by {row['reason']}; {row['partner']}{source} stays in its place"

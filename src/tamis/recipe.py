@@ -47,6 +47,7 @@ from tamis.selectors import (  # noqa: F401
     decontaminate,
     exact_dedup,
     importance,
+    known_dedup,
     near_dedup,
     prototypes,
     random_subset,

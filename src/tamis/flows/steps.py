@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from tamis.flows.earlier import known_pairs
 from tamis.recipe import Recipe
-from tamis.scoring.evaluate import Evaluated, evaluate
+from tamis.scoring.evaluate import Evaluated, evaluate, located
 from tamis.scoring.operator import RowScorer, Signal
+from tamis.selectors.known_pairs import Known
 from tamis.selectors.selector import Selector, TableOperator
-from tamis.selectors.table import Table
+from tamis.selectors.table import Table, signal_key
 from tamis.selectors.table_scorer import TableScorer, evaluate_table
 from tamis.storage.columns import Beside, Mask, Source, keep_mask
 from tamis.storage.corpus import Corpus, Progress
@@ -45,7 +47,12 @@ class Decided:
 
 @dataclass
 class Run:
-    """What is known of a run while it goes on."""
+    """What is known of a run while it goes on.
+
+    Attributes:
+        signed: by `signal_key`, the rows that the first stage to ask a signal asked it of.
+        signals: by selector, where the signals that it asked for lie.
+    """
 
     recipe: Recipe
     workspace: Place
@@ -59,6 +66,8 @@ class Run:
     scores: dict[str, Evaluated] = field(default_factory=dict)
     evaluated: dict[str, Evaluated] = field(default_factory=dict)
     decided: list[Decided] = field(default_factory=list)
+    signed: dict[str, Mask] = field(default_factory=dict)
+    signals: dict[str, list[Evaluated]] = field(default_factory=dict)
 
     @property
     def rewritten(self) -> dict[str, Source]:
@@ -150,11 +159,12 @@ def score(run: Run, stage: RowScorer | TableScorer) -> None:
 def select(run: Run, stage: Selector) -> None:
     """Let a selector decide, or take what it decided before from the same input."""
     step = step_of(run, stage)
+    run.signals[stage.stage] = [_signed(run, signal) for signal in stage.signals()]
     path = run.workspace / "decisions" / f"{stage.operator}-{step[:16]}.parquet"
     edges = run.workspace / "edges" / path.name
     stored = _load_drops(path, step)
     if stored is None or (stored.has_edges and kind_of(edges) is None):
-        stored = run.runner.step(stage.stage, lambda: decide(stage, table_of(run)))
+        stored = run.runner.step(stage.stage, lambda: decide(stage, _with_known(run, stage)))
         if stored.edges is not None:
             _store_edges(run, stored.edges, edges)
             stored.edges = None
@@ -163,6 +173,19 @@ def select(run: Run, stage: Selector) -> None:
     run.kept[stored.rows] = False
     with_edges = edges if stored.has_edges else None
     run.decided.append(Decided(stage.stage, stage.operator, stored, path, with_edges, step))
+
+
+def _with_known(run: Run, stage: Selector) -> Table:
+    """The rows still kept, with what the last run in the workspace knew of their pairs."""
+    table = table_of(run)
+    found = known_pairs(stage, run.recipe, run.workspace, run.corpus, run.rows, run.columns)
+    return table if found is None else replace(table, known=Known(found, table.positions))
+
+
+def _signed(run: Run, signal: RowScorer) -> Evaluated:
+    """Where a signal lies that was or will be computed for all stages that ask for it."""
+    rows = run.signed.setdefault(signal_key(signal, run.columns), run.kept.copy())
+    return located(signal, run.corpus, rows, run.columns, run.workspace, "signals")
 
 
 def step_of(run: Run, stage: TableOperator) -> str:
@@ -194,6 +217,7 @@ def table_of(run: Run) -> Table:
         run.workspace,
         run.runner,
         run.progress,
+        signed=run.signed,
         spare=run.spare,
     )
 

@@ -6,24 +6,23 @@ rule lets through to a scorer which has not seen it is *not evaluated*: it is co
 stages do without it. Nothing is written to ledger or dataset.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
-import polars as pl
-import pyarrow as pa
 import yaml
 
 from tamis.flows.checks import check_columns
 from tamis.flows.direct import open_run
+from tamis.flows.earlier import stored_pairs
 from tamis.flows.steps import Decided, Run, decide, score, select, step_of, table_of
 from tamis.recipe import Recipe, check_recipe
-from tamis.scoring.evaluate import Evaluated, evaluate, rows_missing
+from tamis.scoring.evaluate import Evaluated, evaluate, located, rows_missing
 from tamis.scoring.operator import RowScorer
 from tamis.selectors.known_pairs import Known, KnownPairs
 from tamis.selectors.selector import Selector
-from tamis.selectors.table import Table
+from tamis.selectors.table import Table, signal_key
 from tamis.selectors.table_scorer import TableScorer, evaluate_table
 from tamis.storage.catalog import WORKSPACE_MANIFEST
 from tamis.storage.columns import Mask, Source
@@ -32,7 +31,7 @@ from tamis.storage.errors import RunError, UserError
 from tamis.storage.files import read_json
 from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import Drops
-from tamis.storage.places import Place, parquet_file, place_errors, shown
+from tamis.storage.places import Place, place_errors, shown
 from tamis.storage.tasks import Runner
 
 R = TypeVar("R")
@@ -57,23 +56,15 @@ class StoredTable(Table):
     def evaluated(self, operator: RowScorer) -> Evaluated:
         if (self.kept & ~self.seen).any():
             raise _NotSeen
-        where = (self.corpus, self.seen, self.columns, self.workspace, "signals")
-        missing = rows_missing(operator, *where)
+        seen = self.signed.get(signal_key(operator, self.columns), self.seen)
+        where = (self.corpus, seen, self.columns, self.workspace, "signals")
+        missing = rows_missing(located(operator, *where), seen)
         if missing:
             raise UserError(
                 f"the signal {operator.operator} would have to be computed for {missing:,} rows",
                 mend="--evaluate computes it; other parameters of the stage need no signal anew",
             )
         return evaluate(operator, *where, self.runner)
-
-    def signal_batches(self, evaluated: Evaluated, index: int) -> Iterator[pa.RecordBatch]:
-        here = self.rows.of(self.corpus.shards[index])
-        inside = self.kept[here][self.seen[here]]
-        begin = 0
-        for batch in super().signal_batches(evaluated, index):
-            part = inside[begin : begin + batch.num_rows]
-            begin += batch.num_rows
-            yield batch if part.all() else batch.filter(pa.array(part))
 
 
 @dataclass
@@ -108,7 +99,8 @@ class Past:
         if parts is None or parts != old.similarity_parts() or edges is None:
             return None
         if stage.stage not in self.known:
-            self.known[stage.stage] = _stored_pairs(self.run, edges)
+            rows = self.run.rows
+            self.known[stage.stage] = stored_pairs(edges, rows, np.ones(len(rows.id_hi), np.bool_))
         return self.known[stage.stage]
 
 
@@ -305,7 +297,7 @@ def _decide_again(found: Alternative, past: Past, stage: Selector, evaluate_more
     pairs = past.pairs(stage)
 
     def again(table: Table) -> Drops:
-        known = None if pairs is None else Known(pairs, table.positions)
+        known = None if pairs is None else Known(pairs, table.positions, roomy=True)
         return decide(stage, replace(table, known=known))
 
     drops = again(table_of(run)) if evaluate_more else _seen(found, past, stage.stage, again)
@@ -339,25 +331,3 @@ def _use(run: Run, stage: RowScorer | TableScorer, evaluated: Evaluated) -> None
     run.evaluated[stage.stage] = evaluated
     run.scores.update(dict.fromkeys(stage.fields().names, evaluated))
     run.columns.update({role: evaluated.column(name) for role, name in stage.rewrites().items()})
-
-
-def _stored_pairs(run: Run, path: Place) -> KnownPairs:
-    """The edges of a run, by position in its corpus."""
-    with place_errors(path), parquet_file(path) as file:
-        edges = pl.from_arrow(file.read())
-    assert isinstance(edges, pl.DataFrame)
-    rows = run.rows
-    ids = pl.DataFrame({"id_hi": rows.id_hi, "id_lo": rows.id_lo, "copy": rows.copy})
-    ids = ids.with_row_index("position")
-
-    def positions(side: str) -> Int64s:
-        names = (f"{side}_hi", f"{side}_lo", "copy" if side == "id" else f"{side}_copy")
-        asked = edges.select(
-            pl.col(name).alias(of) for name, of in zip(names, ids.columns[1:], strict=True)
-        )
-        found = asked.join(ids, on=asked.columns, how="left", maintain_order="left")
-        return found["position"].to_numpy().astype(np.int64)
-
-    known = KnownPairs()
-    known.add(positions("id"), positions("other"), edges["similarity"].to_numpy())
-    return known

@@ -278,7 +278,7 @@ class _Torch:
             "attention_mask": torch.from_numpy(mask).to(self._device),
             **extra,
         }
-        with torch.inference_mode(), _one_thread():
+        with torch.inference_mode(), one_thread():
             return _vectors(self._model(features))
 
 
@@ -314,7 +314,7 @@ class _OpenVino:
             "attention_mask": torch.from_numpy(mask),
             **extra,
         }
-        with torch.inference_mode(), _one_thread():
+        with torch.inference_mode(), one_thread():
             for module in self._after:
                 features = module(features)
             return _vectors(features)
@@ -367,7 +367,7 @@ def _vectors(features: dict[str, Any]) -> Float32s:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """PyTorch on this thread alone: several forwards run beside one another."""
     import torch
 

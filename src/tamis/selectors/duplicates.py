@@ -281,7 +281,7 @@ def find_duplicates(
     """
     left, collapsed, stand_in = _collapse(digests, ranking)
     # With known pairs every batch may take a pass over the texts, and holds no sets.
-    limit = BATCH_BYTES if known is None else 4 * BATCH_BYTES
+    limit = 4 * BATCH_BYTES if known is not None and known.roomy else BATCH_BYTES
     batches = Batches.find(digests, left, counts, limit, workers)
     del left
     if spare is not None and batches.most_bytes > BATCH_BYTES + spare:

@@ -72,15 +72,17 @@ def _keys(left: Int64s, right: Int64s) -> UInt64s:
 class Known(NamedTuple):
     """What is known of a table's pairs.
 
-    ``position`` (int64) is where in the corpus each of its rows is.
+    ``position`` (int64) is where in the corpus each of its rows is. ``roomy`` says that memory may
+    be taken beyond a run's bound, so that texts are read fewer times.
     """
 
     pairs: KnownPairs
     position: Int64s
+    roomy: bool = False
 
     def of(self, rows: Int64s) -> "Known":
         """The same for some rows, numbered anew."""
-        return Known(self.pairs, self.position[rows])
+        return self._replace(position=self.position[rows])
 
     def find(self, left: Int32s, right: Int32s) -> Float64s:
         """See `KnownPairs.find`; for rows of the table."""

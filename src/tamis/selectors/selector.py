@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from tamis.scoring.operator import Operator
+from tamis.scoring.operator import Operator, RowScorer
 from tamis.selectors.table import Table
 from tamis.storage.ledger import Drops
 
@@ -31,6 +31,10 @@ class Selector(TableOperator):
     """Says which of the rows still kept to drop and why."""
 
     kind: ClassVar[str] = "selector"
+
+    def signals(self) -> tuple[RowScorer, ...]:
+        """What it asks of every row; computed once for all stages that ask for the same."""
+        return ()
 
     def select(self, table: Table) -> Drops:
         """The rows to drop."""

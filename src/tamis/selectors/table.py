@@ -1,7 +1,7 @@
 """What a selector sees: whole columns of the rows still kept, never more text than it asks for."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from tamis.scoring.operator import RowScorer
 from tamis.selectors.known_pairs import Known
 from tamis.storage.columns import Mask, Source, read_columns
 from tamis.storage.corpus import Corpus, Progress
+from tamis.storage.files import digest_of
 from tamis.storage.kernels import Int64s, UInt64s, in_threads
 from tamis.storage.places import Place
 from tamis.storage.rows import Rows, UInt32s
@@ -34,6 +35,8 @@ class Table:
         scores: by score name, the evaluated operator that gives it.
         workspace: its room ``signals`` holds the sidecars of signals.
         progress: called with a name, work done and work in all.
+        orders: folder of what workers are told; the workspace's own if None.
+        signed: by `signal_key`, the rows that an earlier stage has asked a signal of.
         known: similarities of pairs that were computed before for the same texts in the same way.
         spare: bytes of memory that the run was allowed beyond what it said it may need; None where
             nobody set a limit.
@@ -49,6 +52,8 @@ class Table:
     workspace: Place
     runner: Runner
     progress: Progress
+    orders: Place | None = None
+    signed: Mapping[str, Mask] = field(default_factory=dict)
     known: Known | None = None
     spare: int | None = None
 
@@ -136,19 +141,22 @@ class Table:
 
     def signal_batches(self, evaluated: Evaluated, index: int) -> Iterator[pa.RecordBatch]:
         """A signal's columns for the rows of one shard."""
-        return evaluated.of_shard(index, evaluated.operator.fields().names)
+        inside = self.kept[self.rows.of(self.corpus.shards[index])]
+        return evaluated.of_shard(index, evaluated.operator.fields().names, inside)
 
     def evaluated(self, operator: RowScorer) -> Evaluated:
-        """A signal, computed where it is missing."""
+        """A signal, computed where it is missing, for these rows or more."""
+        rows = self.signed.get(signal_key(operator, self.columns), self.kept)
         return evaluate(
             operator,
             self.corpus,
-            self.kept,
+            self.kept if (self.kept & ~rows).any() else rows,
             self.columns,
             self.workspace,
             "signals",
             self.runner,
             self.corpus.advance(operator.operator, self.progress),
+            self.orders,
         )
 
     def map_text(
@@ -176,6 +184,14 @@ class Table:
 
         touched = [i for i in range(len(self.corpus.shards)) if cuts[i + 1] > cuts[i]]
         in_threads(work, touched, self.workers)
+
+
+def signal_key(operator: RowScorer, columns: Mapping[str, Source]) -> str:
+    """What decides the values of a signal, but for the rows that it is computed for."""
+    read = [columns[role] for role in operator.roles]
+    return digest_of(
+        [operator.key_parts(), [s if isinstance(s, str) else s.model_dump() for s in read]]
+    )
 
 
 def as_floats(column: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
