@@ -341,6 +341,67 @@ def select(
 
 
 @app.command()
+def calibrate(
+    pairs: Annotated[str, typer.Argument(metavar="PAIRS", help="File with a pair of texts a row.")],
+    left: Annotated[str, typer.Option(help="Column with the one text of a pair.")],
+    right: Annotated[str, typer.Option(help="Column with a text that means the same.")],
+    model: Annotated[
+        list[str], typer.Option(help="Embedder, as `model` of `embedding` (repeatable).")
+    ] = ["minilm"],  # noqa: B006
+    false_positives: Annotated[
+        float,
+        typer.Option(min=1e-9, max=1, help="Share of random pairs that may reach the threshold."),
+    ] = 0.001,
+    most: Annotated[int, typer.Option(min=1, help="Pairs to use; of more a random part.")] = 5000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")] = 0,
+    format: Format = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find an embedder's similarity thresholds from pairs that mean the same."""
+    from tamis.flows.calibrate import calibrate_file
+
+    found = calibrate_file(
+        pairs,
+        left,
+        right,
+        model,
+        format=format,
+        most=most,
+        false_positives=false_positives,
+        seed=seed,
+        workers=workers or 1,
+    )
+    if as_json:
+        print(json.dumps(found))
+        return
+    rows = []
+    for name, result in found.items():
+        for rule, at in result["thresholds"].items():
+            interval = f"{at['low']:.3f} to {at['high']:.3f}"
+            numbers = [f"{at[key]:.3f}" for key in ("threshold", "recall", "f1")]
+            share = f"{at['false_positives']:.2g}"
+            rows.append([name, rule.replace("_", " "), numbers[0], interval, *numbers[1:], share])
+    table(("model", "rule", "threshold", "95 %", "recall", "F1", "of random pairs"), rows)
+    rows = [
+        [
+            name,
+            f"{result['pairs']:,}",
+            f"{result['top1']['accuracy']:.3f}",
+            f"{result['overlap']['pairs_random']:.3f}",
+            f"{result['overlap']['pairs_nearest_other']:.3f}",
+            f"{result['isotropy']['partition']:.3f}",
+            f"{result['isotropy']['isoscore']:.3f}",
+        ]
+        for name, result in found.items()
+    ]
+    table(
+        ("model", "pairs", "top 1", "overlap: random", "nearest other", "partition", "IsoScore"),
+        rows,
+    )
+
+
+@app.command()
 def why(
     row_id: Annotated[str, typer.Argument(help="32 hex digits, or as many as tell it apart.")],
     workspace: Looked = ".",
@@ -460,7 +521,7 @@ def sql(
     as_json: AsJson = False,
     limit: Annotated[int, typer.Option(help="Rows to print.")] = 50,
 ) -> None:
-    """Query what a run left: views rows, scores, decisions, why, runs."""
+    """Query what a run left: views rows, scores, decisions, why, certificates, runs."""
     from tamis.storage.catalog import query
 
     names, rows = query(_workspace(workspace), statement, limit + 1)

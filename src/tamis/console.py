@@ -57,6 +57,11 @@ def progress(quiet: bool) -> "Iterator[Progress | None]":
 def summary(result: "Result") -> dict[str, Any]:
     return {
         "rows": result.manifest["rows"],
+        "certificates": {
+            stage["stage"]: stage["report"]["certificate"]
+            for stage in result.manifest["stages"]
+            if "certificate" in stage.get("report", {})
+        },
         "output": str(result.output) if result.output else None,
         "workspace": str(result.workspace),
         "seconds": round(result.seconds, 3),
@@ -81,6 +86,10 @@ def show(result: "Result") -> None:
             line("kept", rows["kept"]),
         ],
     )
+    from tamis.storage.dataset import certificates
+
+    for certified in certificates(result.manifest, texts=True):
+        say(certified)
 
 
 def hints(result: "Result", row_id: str | None) -> None:

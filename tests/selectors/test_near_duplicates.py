@@ -154,13 +154,13 @@ def test_chunks_change_nothing() -> None:
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30), st.integers(0, 3)), max_size=60),
     st.integers(1, 5),
 )
-def test_the_best_edges_of_every_row(pairs: list[tuple[int, int, int]], limit: int) -> None:
-    from tamis.selectors.survivors import Pairs, _best_edges
+def test_thebest_edges_of_every_row(pairs: list[tuple[int, int, int]], limit: int) -> None:
+    from tamis.selectors.survivors import Pairs, best_edges
 
     unique = sorted({(row, other): value for row, other, value in pairs}.items())
     row, other = (np.array([p[0][k] for p in unique], np.int32) for k in (0, 1))
     value = np.array([p[1] for p in unique], np.float64)
-    found = _best_edges(Pairs(row, other, value), limit)
+    found = best_edges(Pairs(row, other, value), limit)
     expected = []
     for name in sorted(set(row.tolist())):
         mine = [(-v, o) for r, o, v in zip(row, other, value, strict=True) if r == name]

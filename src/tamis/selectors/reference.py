@@ -66,7 +66,7 @@ class Reference(BaseModel):
                 where=shown(self.path),
                 mend="restore its files, or remove `digest` from the recipe",
             )
-        for column in (self.text, self.id):
+        for column in self._columns():
             if column is not None and column not in corpus.schema.names:
                 raise UserError(
                     f"the reference has no column {column!r}",
@@ -138,6 +138,10 @@ class Reference(BaseModel):
 
     def _home(self, workspace: Place) -> Place:
         return absolute(workspace if self.index is None else place_of(self.index))
+
+    def _columns(self) -> list[str | None]:
+        """Columns that it must have, where they are named."""
+        return [self.text, self.id]
 
     def _open(self, workspace: Place, runner: Runner) -> Corpus:
         if is_empty_folder(self.path):

@@ -95,7 +95,7 @@ def _best_of_rows(row, other, value, limit, best):  # type: ignore[no-untyped-de
         begin = end
 
 
-def _best_edges(pairs: Pairs, limit: int) -> Pairs:
+def best_edges(pairs: Pairs, limit: int) -> Pairs:
     best = np.zeros(len(pairs.row), np.bool_)
     _best_of_rows(*pairs, limit, best)
     return pairs.where(best)
@@ -308,7 +308,7 @@ def survivors(
     at_once = int(np.minimum(_pairs_in(buckets, component, len(size)), room).sum())
     wanted_row, wanted_other = np.empty(at_once, np.int32), np.empty(at_once, np.int32)
     seen = np.zeros(len(buckets.entry_row), np.int32)
-    row_start = _row_starts(buckets.entry_row, rows)
+    row_start = row_starts(buckets.entry_row, rows)
     split = np.zeros(len(size), np.bool_)
     rounds = splits = done = verified = left_out = 0
     while done < rows:
@@ -328,7 +328,7 @@ def survivors(
             component,
             room,
             split,
-            _row_starts(known.row, rows),
+            row_starts(known.row, rows),
             known.other,
             known.value,
             threshold,
@@ -345,14 +345,14 @@ def survivors(
         left, right = wanted_row[:wanted].copy(), wanted_other[:wanted].copy()
         found = Pairs(left, right, verify(left, right))
         near = found.where(found.value >= edge_floor)
-        edges.append(_best_edges(near, EDGES_PER_ROW))
+        edges.append(best_edges(near, EDGES_PER_ROW))
         left_out += len(near.row) - len(edges[-1].row)
         # What an undecided row knows must be remembered, so that it does not ask again.
         known = known.where(state[known.row] == UNDECIDED).joined(found)
         stuck = ~split & (decided < MIN_PROGRESS * held_up)
         if rounds > STAR_ROUNDS and stuck.any():
             buckets, seen, more = _split(buckets, seen, state, sketch, banding, stuck[component])
-            row_start = _row_starts(buckets.entry_row, rows)
+            row_start = row_starts(buckets.entry_row, rows)
             split |= stuck
             splits += more
     row, other, value = (np.concatenate(part) for part in zip(*edges, strict=True))
@@ -378,7 +378,7 @@ def least_equal(num_perm: int, threshold: float) -> int:
     return int(np.floor(threshold * num_perm - 4.5 * spread))
 
 
-def _row_starts(rows_of: Int32s, rows: int) -> Int64s:
+def row_starts(rows_of: Int32s, rows: int) -> Int64s:
     """Where each row's run begins in a sorted list of rows, and the length last."""
     start: Int64s = np.zeros(rows + 1, np.int64)
     np.cumsum(np.bincount(rows_of, minlength=rows), out=start[1:])

