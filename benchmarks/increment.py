@@ -14,6 +14,10 @@ of the new copies take the place of an old row, so that nearly every file of the
 anew. ``--rank first`` lets the row of the earlier file stay (rank by the row number, lowest first):
 published rows win, and the files of the dataset stay as they are.
 
+With ``--published`` the new file is also held against the dataset of the first run: a recipe with
+`known_dedup` and `near_dedup`, whose corpus is the new file alone. A run on a few rows before it
+computes the signatures of the dataset's rows, as those of every earlier day would be there.
+
 With ``--clean`` a third run over all 101 files into a fresh workspace must give the same dataset,
 decisions and edges, byte for byte.
 """
@@ -73,6 +77,24 @@ def run(source: Path, output: Path, options: argparse.Namespace) -> dict[str, An
         "output": {"path": str(output)},
         "workers": options.workers,
     }
+    return started(recipe)
+
+
+def run_against(source: Path, history: Path, output: Path, workers: int) -> dict[str, Any]:
+    """The new rows alone, against what was published."""
+    known = {"operator": "known_dedup", "references": [{"path": str(history), "id": "id"}]}
+    return started(
+        {
+            "corpus": {"path": str(source), "roles": {"text": "text", "id": "id"}},
+            "stages": [known, {"operator": "near_dedup"}],
+            "output": {"path": str(output)},
+            "workers": workers,
+        }
+    )
+
+
+def started(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What a run in a process of its own took."""
     command = [sys.executable, "-c", _CHILD, json.dumps(recipe)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -109,6 +131,18 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], 
     aside = folder / "later.parquet"
     last.rename(aside)
     first = run(folder / "in", folder / "out", options)
+    if options.published:
+        few = folder / "few.parquet"
+        pq.write_table(pq.read_table(aside).slice(0, 100), few)
+        daily = folder / "new"
+        warm = run_against(few, folder / "out", daily, options.workers)
+        third = run_against(aside, folder / "out", daily, options.workers)
+        print(json.dumps({"published, first": warm, "published": third}), file=sys.stderr)
+        share = {name: third[name] / first[name] for name in ("signed", "seconds", "cpu")}
+        print(
+            f"against what was published: signals {100 * share['signed']:.2f} %, "
+            f"run {100 * share['seconds']:.1f} % (of the processor {100 * share['cpu']:.1f} %)"
+        )
     aside.rename(last)
     second = run(folder / "in", folder / "out", options)
     return first, second
@@ -122,6 +156,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--rank", choices=RANKS, default="longest", help="which row stays")
     parser.add_argument("--clean", action="store_true", help="compare with a clean run over all")
+    parser.add_argument("--published", action="store_true", help="also with known_dedup")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     folder = options.work / "increment"
