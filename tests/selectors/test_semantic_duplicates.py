@@ -230,9 +230,10 @@ def test_a_threshold_of_one_means_equal_directions() -> None:
 
 
 def outcome(found: SemanticDuplicates) -> list[bytes]:
-    order = np.lexsort((found.edge_other, found.edge_row))
-    arrays = [found.kept, found.partner, found.similarity, found.edge_row[order]]
-    return [array.tobytes() for array in (*arrays, found.edge_similarity[order])]
+    row, other, similarity = found.edges.together()
+    order = np.lexsort((other, row))
+    edges = (row[order], other[order], similarity[order])
+    return [array.tobytes() for array in (found.kept, found.partner, found.similarity, *edges)]
 
 
 def test_workers_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
