@@ -295,5 +295,5 @@ def test_recall_with_three_probes() -> None:
     matrix = np.r_[base, unit(cosine * base + np.sqrt(1 - cosine**2) * noise)]
     truth = true_neighbours(matrix, np.arange(8000), 0.9, workers=2)
     found = semantic_duplicates(matrix, 0.9, k=89, probes=3)
-    recall = (found.edge_similarity >= 0.9).sum() / (len(truth.row) / 2)
+    recall = (found.edges.together()[2] >= 0.9).sum() / (len(truth.row) / 2)
     assert recall > 0.97
