@@ -7,6 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("tamis", deadline=None)
+settings.load_profile("tamis")
 
 _DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from tamis import __version__
-from tamis.console import console, doc, figure, hints, progress, say, show, summary, table, tell
+from tamis.console import (
+    console,
+    doc,
+    figure,
+    hints,
+    progress,
+    say,
+    show,
+    summary,
+    table,
+    tell,
+    tell_difference,
+    tell_known,
+)
 
 if TYPE_CHECKING:
     from tamis.flows.direct import Result
@@ -379,6 +392,67 @@ def select(
 
 
 @app.command()
+def calibrate(
+    pairs: Annotated[str, typer.Argument(metavar="PAIRS", help="File with a pair of texts a row.")],
+    left: Annotated[str, typer.Option(help="Column with the one text of a pair.")],
+    right: Annotated[str, typer.Option(help="Column with a text that means the same.")],
+    model: Annotated[
+        list[str], typer.Option(help="Embedder, as `model` of `embedding` (repeatable).")
+    ] = ["minilm"],  # noqa: B006
+    false_positives: Annotated[
+        float,
+        typer.Option(min=1e-9, max=1, help="Share of random pairs that may reach the threshold."),
+    ] = 0.001,
+    most: Annotated[int, typer.Option(min=1, help="Pairs to use; of more a random part.")] = 5000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")] = 0,
+    format: Format = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find an embedder's similarity thresholds from pairs that mean the same."""
+    from tamis.flows.calibrate import calibrate_file
+
+    found = calibrate_file(
+        pairs,
+        left,
+        right,
+        model,
+        format=format,
+        most=most,
+        false_positives=false_positives,
+        seed=seed,
+        workers=workers or 1,
+    )
+    if as_json:
+        print(json.dumps(found))
+        return
+    rows = []
+    for name, result in found.items():
+        for rule, at in result["thresholds"].items():
+            interval = f"{at['low']:.3f} to {at['high']:.3f}"
+            numbers = [f"{at[key]:.3f}" for key in ("threshold", "recall", "f1")]
+            share = f"{at['false_positives']:.2g}"
+            rows.append([name, rule.replace("_", " "), numbers[0], interval, *numbers[1:], share])
+    table(("model", "rule", "threshold", "95 %", "recall", "F1", "of random pairs"), rows)
+    rows = [
+        [
+            name,
+            f"{result['pairs']:,}",
+            f"{result['top1']['accuracy']:.3f}",
+            f"{result['overlap']['pairs_random']:.3f}",
+            f"{result['overlap']['pairs_nearest_other']:.3f}",
+            f"{result['isotropy']['partition']:.3f}",
+            f"{result['isotropy']['isoscore']:.3f}",
+        ]
+        for name, result in found.items()
+    ]
+    table(
+        ("model", "pairs", "top 1", "overlap: random", "nearest other", "partition", "IsoScore"),
+        rows,
+    )
+
+
+@app.command()
 def why(
     row_id: Annotated[str, typer.Argument(help="32 hex digits, or as many as tell it apart.")],
     workspace: Looked = ".",
@@ -399,13 +473,106 @@ def why(
 
 
 @app.command()
+def check(
+    record: Annotated[
+        str,
+        typer.Argument(metavar="TEXT|FILE", help="A text, a file of rows or one text; - is stdin."),
+    ],
+    against: Annotated[
+        str, typer.Option(help="Workspace or dataset of a run, or a corpus.", show_default=False)
+    ],
+    threshold: Annotated[
+        float | None, typer.Option(help="Exact Jaccard similarity; the run's own if not given.")
+    ] = None,
+    text: Text = "text",
+    format: Format = None,
+    workspace: Annotated[
+        str | None,
+        typer.Option("--workspace", help="Where a corpus's signatures are kept; CORPUS.tamis."),
+    ] = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell whether a history holds a text already, in nearly the same words."""
+    from tamis.flows.check import check_texts, one_text, read_texts
+
+    texts = one_text(sys.stdin.read()) if record == "-" else read_texts(record, text, format)
+    with progress(as_json) as report:
+        found, rows, limit = check_texts(
+            texts,
+            against,
+            threshold=threshold,
+            text=text,
+            workspace=workspace,
+            workers=workers,
+            progress=report,
+        )
+    if as_json:
+        answers = {"rows": rows, "threshold": limit, "records": found.to_dicts()}
+        print(json.dumps(answers, ensure_ascii=False))
+        return
+    tell_known(found, rows, limit)
+
+
+@app.command("what-if")
+def what_if(
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="STAGE.PARAM=VALUE…", help="As in near_dedup.threshold=0.7."),
+    ] = None,
+    workspace: Looked = ".",
+    move: Annotated[
+        str | None, typer.Option(help="STAGE.PARAM that is moved until a target is met.")
+    ] = None,
+    target_rows: Annotated[int | None, typer.Option(help="Rows to keep.")] = None,
+    target_tokens: Annotated[int | None, typer.Option(help="Tokens to keep.")] = None,
+    target_characters: Annotated[int | None, typer.Option(help="Characters to keep.")] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Compute the scores and signals that are missing.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write all changed rows: .parquet, .csv or .jsonl.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Changed rows of a kind to print.")] = 3,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a run would have kept under other rules; nothing is run or written anew."""
+    from tamis.flows.differences import check_ending
+    from tamis.flows.targets import Target, answer
+    from tamis.flows.what_if import parsed_changes
+
+    if out is not None:
+        check_ending(out)
+    wanted = {"rows": target_rows, "tokens": target_tokens, "characters": target_characters}
+    target = Target.given(move, wanted)
+    with progress(as_json) as report:
+        found = answer(
+            _workspace(workspace),
+            parsed_changes(changes or []),
+            target=target,
+            evaluate_more=evaluate,
+            workers=workers,
+            progress=report,
+        )
+    if out is not None:
+        found.write(out)
+    if as_json:
+        print(json.dumps(found.as_json(examples), ensure_ascii=False))
+        return
+    tell_difference(found, examples)
+    if out is not None:
+        say(f"rows     {out}")
+
+
+@app.command()
 def sql(
     statement: Annotated[str, typer.Argument(metavar="QUERY", help="One SELECT over the views.")],
     workspace: Looked = ".",
     as_json: AsJson = False,
     limit: Annotated[int, typer.Option(help="Rows to print.")] = 50,
 ) -> None:
-    """Query what a run left: views rows, scores, decisions, why, runs."""
+    """Query what a run left: views rows, scores, decisions, why, certificates, runs."""
     from tamis.storage.catalog import query
 
     names, rows = query(_workspace(workspace), statement, limit + 1)

@@ -21,6 +21,9 @@ from guarantee_tools import (
     write_parquet,
 )
 
+from tamis.flows.checks import ROW_BYTES
+from tamis.selectors.components import GROUPING_BYTES
+
 Command = Callable[..., Outcome]
 Words = npt.NDArray[np.int64]
 
@@ -145,3 +148,45 @@ def test_the_peak_of_rows_in_large_groups_is_under_the_bound(
     said = _json_of("dedup", tmp_path / "in.parquet", tmp_path / "out", "--id", "id")
     assert said["peak_memory"] < said["memory_bound"]
     assert said["seconds"] < 60
+
+
+_IN_BATCHES = """
+import json, sys
+import tamis
+from tamis.selectors import duplicates
+from tamis.storage import spill
+
+source, workspace, some = sys.argv[1:]
+duplicates.BATCH_BYTES = spill.IN_MEMORY = int(some)
+corpus = {"path": source, "roles": {"text": "text", "id": "id"}}
+stages = [{"operator": "near_dedup"}]
+recipe = {"corpus": corpus, "stages": stages, "workspace": workspace, "workers": 1}
+result = tamis.run(recipe)
+print(json.dumps([result.peak_memory, result.manifest["rows"]["kept"]]))
+"""
+
+
+def _peak_in_batches(source: Path, workspace: Path, some: int) -> tuple[int, int]:
+    """Peak memory and rows kept of a run whose batches and spills in memory take so many bytes."""
+    command = [sys.executable, "-c", _IN_BATCHES, str(source), str(workspace), str(some)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    peak, kept = json.loads(done.stdout)
+    return peak, kept
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_spills_takes_no_memory(tmp_path: Path) -> None:
+    """More rows take what the bound says of a row, not what is kept of their signatures."""
+    few = _short_rows(tmp_path / "few.parquet", 100_000, seed=7, words=30)
+    many = _short_rows(tmp_path / "many.parquet", 700_000, seed=7, words=30)
+    base, _ = _peak_in_batches(few, tmp_path / "few", 4 << 20)
+    peak, kept = _peak_in_batches(many, tmp_path / "many", 4 << 20)
+    whole, same = _peak_in_batches(many, tmp_path / "whole", 1 << 30)
+    assert kept == same
+    more = 600_000
+    # Keys and sketches alone are 328 bytes a row; without spilling they are all in memory.
+    assert whole - base > more * 328
+    # The allocator's own ups and downs count for little beside them.
+    assert peak - base < more * (ROW_BYTES + 50 + 2 * GROUPING_BYTES) + (50 << 20) < more * 328

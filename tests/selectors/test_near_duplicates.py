@@ -63,9 +63,9 @@ def test_edges_are_exact_and_reach_down_to_the_floor() -> None:
     texts = make_texts(200, words=80, copies=0.7)
     found = near_duplicates(pa.array(texts), 0.8, edge_floor=0.6)
     sets = sets_of(texts)
-    for a, b, value in zip(found.edge_row, found.edge_other, found.edge_similarity, strict=True):
+    for a, b, value in zip(*found.edges.together(), strict=True):
         assert value == len(sets[a] & sets[b]) / len(sets[a] | sets[b]) >= 0.6
-    assert found.edge_similarity.min() < 0.8
+    assert found.edges.together()[2].min() < 0.8
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_the_number_of_workers_changes_nothing() -> None:
     one, two = near_duplicates(texts, workers=1), near_duplicates(texts, workers=2)
     assert np.array_equal(one.partner, two.partner)
     assert np.array_equal(one.similarity, two.similarity, equal_nan=True)
-    assert np.array_equal(one.edge_similarity, two.edge_similarity)
+    assert all(map(np.array_equal, one.edges.together(), two.edges.together()))
 
 
 def test_chunks_change_nothing() -> None:
@@ -154,13 +154,13 @@ def test_chunks_change_nothing() -> None:
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30), st.integers(0, 3)), max_size=60),
     st.integers(1, 5),
 )
-def test_the_best_edges_of_every_row(pairs: list[tuple[int, int, int]], limit: int) -> None:
-    from tamis.selectors.survivors import Pairs, _best_edges
+def test_thebest_edges_of_every_row(pairs: list[tuple[int, int, int]], limit: int) -> None:
+    from tamis.selectors.survivors import Pairs, best_edges
 
     unique = sorted({(row, other): value for row, other, value in pairs}.items())
     row, other = (np.array([p[0][k] for p in unique], np.int32) for k in (0, 1))
     value = np.array([p[1] for p in unique], np.float64)
-    found = _best_edges(Pairs(row, other, value), limit)
+    found = best_edges(Pairs(row, other, value), limit)
     expected = []
     for name in sorted(set(row.tolist())):
         mine = [(-v, o) for r, o, v in zip(row, other, value, strict=True) if r == name]

@@ -139,10 +139,13 @@ def _memory(
     each = min(MOST_PER_BYTE, grown / max(1.0, seen - min(small["bytes"], FULL_BYTES)))
     batches = each * max(0.0, min(drawn["bytes"], FULL_BYTES) - seen)
     selectors = [stage for stage in recipe.stages if isinstance(stage, Selector)]
-    bound = max((stage.memory(1_000_000, 0) / 1_000_000 for stage in selectors), default=0.0)
-    a_row = ROW_BYTES + SHARE_OF_BOUND * bound
+    rows, seen_rows = round(drawn["rows"]), round(big["rows"])
+    bound = max(
+        (stage.memory(rows, 0) - stage.memory(seen_rows, 0) for stage in selectors), default=0
+    )
     unseen = max(0.0, drawn["bytes"] - FULL_BYTES) / max(1.0, drawn["bytes"])
-    return round(measured + batches + unseen * a_row * (drawn["rows"] - big["rows"]))
+    table = ROW_BYTES * (rows - seen_rows) + SHARE_OF_BOUND * max(0, bound)
+    return round(measured + batches + unseen * table)
 
 
 def _run(recipe: Recipe, whole: Whole, share: float, home: Path) -> _Measured:

@@ -2,29 +2,30 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from tamis.flows.earlier import known_pairs
 from tamis.recipe import Recipe
-from tamis.scoring.evaluate import Evaluated, evaluate
+from tamis.scoring.evaluate import Evaluated, evaluate, located
 from tamis.scoring.operator import RowScorer, Signal
+from tamis.selectors.known_pairs import Known
 from tamis.selectors.selector import Selector, TableOperator
-from tamis.selectors.table import Table
+from tamis.selectors.table import Table, signal_key
 from tamis.selectors.table_scorer import TableScorer, evaluate_table
 from tamis.storage.columns import Beside, Mask, Source, keep_mask
 from tamis.storage.corpus import Corpus, Progress
 from tamis.storage.dataset import DatasetWriter
+from tamis.storage.edges import Edges
 from tamis.storage.errors import RunError
 from tamis.storage.files import digest_of, whole_file
 from tamis.storage.hashing import hex_ids
 from tamis.storage.ingest import UNREAD, lines_of
-from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import OUTSIDE, RULES, Drops
 from tamis.storage.places import Place, kind_of, parquet_file, place_errors, shown
 from tamis.storage.rows import Rows
@@ -46,7 +47,12 @@ class Decided:
 
 @dataclass
 class Run:
-    """What is known of a run while it goes on."""
+    """What is known of a run while it goes on.
+
+    Attributes:
+        signed: by `signal_key`, the rows that the first stage to ask a signal asked it of.
+        signals: by selector, where the signals that it asked for lie.
+    """
 
     recipe: Recipe
     workspace: Place
@@ -56,9 +62,12 @@ class Run:
     progress: Progress
     kept: Mask
     columns: dict[str, Source]
+    spare: int | None = None
     scores: dict[str, Evaluated] = field(default_factory=dict)
     evaluated: dict[str, Evaluated] = field(default_factory=dict)
     decided: list[Decided] = field(default_factory=list)
+    signed: dict[str, Mask] = field(default_factory=dict)
+    signals: dict[str, list[Evaluated]] = field(default_factory=dict)
 
     @property
     def rewritten(self) -> dict[str, Source]:
@@ -128,7 +137,7 @@ def _bad_rows(run: Run) -> Iterator[pa.Table]:
 def score(run: Run, stage: RowScorer | TableScorer) -> None:
     """Evaluate a scorer on the rows still kept; later stages read the text it rewrites."""
     if isinstance(stage, TableScorer):
-        step, table = _step(run, stage), _table(run)
+        step, table = step_of(run, stage), table_of(run)
         evaluated = run.runner.step(stage.stage, lambda: evaluate_table(stage, table, step))
         run.progress(stage.stage, 1, 1)
     else:
@@ -149,14 +158,16 @@ def score(run: Run, stage: RowScorer | TableScorer) -> None:
 
 def select(run: Run, stage: Selector) -> None:
     """Let a selector decide, or take what it decided before from the same input."""
-    step = _step(run, stage)
+    step = step_of(run, stage)
+    run.signals[stage.stage] = [_signed(run, signal) for signal in stage.signals()]
     path = run.workspace / "decisions" / f"{stage.operator}-{step[:16]}.parquet"
     edges = run.workspace / "edges" / path.name
     stored = _load_drops(path, step)
     if stored is None or (stored.has_edges and kind_of(edges) is None):
-        stored = run.runner.step(stage.stage, lambda: _decide(run, stage))
+        stored = run.runner.step(stage.stage, lambda: decide(stage, _with_known(run, stage)))
         if stored.edges is not None:
             _store_edges(run, stored.edges, edges)
+            stored.edges = None
         _store_drops(stored, path, step)
     run.progress(stage.stage, 1, 1)
     run.kept[stored.rows] = False
@@ -164,7 +175,20 @@ def select(run: Run, stage: Selector) -> None:
     run.decided.append(Decided(stage.stage, stage.operator, stored, path, with_edges, step))
 
 
-def _step(run: Run, stage: TableOperator) -> str:
+def _with_known(run: Run, stage: Selector) -> Table:
+    """The rows still kept, with what the last run in the workspace knew of their pairs."""
+    table = table_of(run)
+    found = known_pairs(stage, run.recipe, run.workspace, run.corpus, run.rows, run.columns)
+    return table if found is None else replace(table, known=Known(found, table.positions))
+
+
+def _signed(run: Run, signal: RowScorer) -> Evaluated:
+    """Where a signal lies that was or will be computed for all stages that ask for it."""
+    rows = run.signed.setdefault(signal_key(signal, run.columns), run.kept.copy())
+    return located(signal, run.corpus, rows, run.columns, run.workspace, "signals")
+
+
+def step_of(run: Run, stage: TableOperator) -> str:
     """Key of a stage that sees the whole table."""
     read = sorted(stage.reads())
     return digest_of(
@@ -180,7 +204,7 @@ def _step(run: Run, stage: TableOperator) -> str:
     )
 
 
-def _table(run: Run) -> Table:
+def table_of(run: Run) -> Table:
     """The rows still kept, as selectors see them."""
     return Table(
         run.corpus,
@@ -193,6 +217,8 @@ def _table(run: Run) -> Table:
         run.workspace,
         run.runner,
         run.progress,
+        signed=run.signed,
+        spare=run.spare,
     )
 
 
@@ -202,16 +228,13 @@ def _key(run: Run, source: Source) -> Any:
     return source
 
 
-def _decide(run: Run, stage: Selector) -> Drops:
-    table = _table(run)
+def decide(stage: Selector, table: Table) -> Drops:
+    """A selector's drops, in corpus positions."""
     positions = table.positions
     drops = stage.select(table)
     drops.rows = positions[drops.rows]
     drops.partner = np.where(drops.partner >= 0, positions[drops.partner], -1)
-    if drops.edges is not None:
-        drops.has_edges = True
-        a, b, value = drops.edges
-        drops.edges = (positions[a], positions[b], value)
+    drops.has_edges = drops.edges is not None
     return drops
 
 
@@ -271,27 +294,36 @@ def _load_drops(path: Place, step: str) -> Drops | None:
     )
 
 
-def _store_edges(
-    run: Run, edges: tuple[Int64s, Int64s, npt.NDArray[np.float64]], path: Place
-) -> None:
-    """Verified pairs, the better-ranked row second, in order of position."""
-    a, b, similarity = edges
-    order = np.lexsort((b, a))
-    a, b = a[order], b[order]
+_EDGES = pa.schema(
+    [
+        ("id_hi", pa.uint64()),
+        ("id_lo", pa.uint64()),
+        ("copy", pa.uint32()),
+        ("other_hi", pa.uint64()),
+        ("other_lo", pa.uint64()),
+        ("other_copy", pa.uint32()),
+        ("similarity", pa.float64()),
+    ]
+)
+
+
+def _store_edges(run: Run, edges: Edges, path: Place) -> None:
+    """Verified pairs, the better-ranked row second; a row group at a time in order of position."""
+    # `run.kept` is as it was when the pairs were numbered.
+    positions = np.flatnonzero(run.kept)
     rows = run.rows
-    table = pa.table(
-        {
-            "id_hi": rows.id_hi[a],
-            "id_lo": rows.id_lo[a],
-            "copy": rows.copy[a],
-            "other_hi": rows.id_hi[b],
-            "other_lo": rows.id_lo[b],
-            "other_copy": rows.copy[b],
-            "similarity": similarity[order],
-        }
-    )
-    with whole_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", use_dictionary=False)
+    with (
+        whole_file(path) as temporary,
+        pq.ParquetWriter(temporary, _EDGES, compression="zstd", use_dictionary=False) as out,
+    ):
+        for row, other, similarity in edges.batches():
+            order = np.lexsort((other, row))
+            a, b = positions[row[order]], positions[other[order]]
+            columns = [
+                column[side] for side in (a, b) for column in (rows.id_hi, rows.id_lo, rows.copy)
+            ]
+            table = pa.table([*columns, similarity[order]], schema=_EDGES)
+            out.write_table(table, row_group_size=max(1, table.num_rows))
 
 
 def write_dataset(run: Run, writer: DatasetWriter) -> list[OutputFile]:

@@ -155,11 +155,11 @@ class Signatures(NamedTuple):
             *(array[at] for array in self),
         )
 
-    def put(self, at: slice, columns: pa.RecordBatch) -> None:
-        """Copy stored signatures (the fields of `MinHashSignature`) into places `at`."""
-        self.matrix[at] = signature_matrix(columns["signature"])
-        for array, name in zip(self[1:], ("multiset", "shingles", "characters"), strict=True):
-            array[at] = columns[name].to_numpy()
+    @classmethod
+    def stored(cls, columns: pa.RecordBatch) -> "Signatures":
+        """Those that lie in the fields of `MinHashSignature`, without copying them."""
+        counts = (columns[name].to_numpy() for name in ("multiset", "shingles", "characters"))
+        return cls(signature_matrix(columns["signature"]), *counts)
 
 
 class MinHashSignature(Signal):

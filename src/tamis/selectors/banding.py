@@ -1,20 +1,19 @@
 """Locality-sensitive hashing: which rows share a bucket, so that only those are compared."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, uint64
+from numba import njit, uint8, uint64
 
-from tamis.scoring.minhash import UInt32s
+from tamis.scoring.minhash import Signatures
 from tamis.storage.errors import RunError
 from tamis.storage.grouping import Int32s, counting_sort, first_with_key
-from tamis.storage.kernels import KERNEL, Int64s, UInt64s, even_cuts, fmix64, in_threads
+from tamis.storage.kernels import KERNEL, Bytes, Int64s, UInt64s, fmix64, in_threads
+from tamis.storage.spill import Spill, SpillRoom
 
 _NOTHING = (np.zeros(0, np.int32), np.zeros(0, np.int32))
-#: Band keys held in memory together: 8 bytes a row each.
-BANDS_AT_ONCE = 5
-
 
 #: A pair that is just a duplicate may fail to meet with at most this probability.
 MAX_MISS = 1e-3
@@ -60,15 +59,64 @@ class Buckets(NamedTuple):
 
 
 @njit(**KERNEL)
-def _band_keys(signatures, picked, first, last, first_band, rows, keys):  # type: ignore[no-untyped-def]
-    for d in range(first, last):
-        signature = signatures[picked[d]]
-        for j in range(keys.shape[0]):
-            band = first_band + j
+def _digest(signatures, rows, keys, sketch, whole):  # type: ignore[no-untyped-def]
+    """Of every signature a key for each band, the low bytes, and a hash of all of it."""
+    for d in range(signatures.shape[0]):
+        signature = signatures[d]
+        for band in range(keys.shape[0]):
             h = uint64(band + 1) * uint64(0x9E3779B97F4A7C15)
             for r in range(band * rows, band * rows + rows):
                 h = fmix64(h ^ uint64(signature[r]))
-            keys[j, d] = h
+            keys[band, d] = h
+        h = uint64(0)
+        for k in range(signature.shape[0]):
+            sketch[d, k] = uint8(signature[k])
+            h = fmix64(h ^ uint64(signature[k]))
+        whole[d] = h
+
+
+def digest(found: Signatures, banding: Banding) -> tuple[UInt64s, Bytes, UInt64s]:
+    """Keys ``(bands, rows)``, sketch and hash of the whole of some signatures; see `Digests`."""
+    rows = len(found.matrix)
+    keys = np.empty((banding.bands, rows), np.uint64)
+    sketch, whole = np.empty(found.matrix.shape, np.uint8), np.empty(rows, np.uint64)
+    _digest(found.matrix, banding.rows, keys, sketch, whole)
+    return keys, sketch, whole
+
+
+class Digests(NamedTuple):
+    """What is kept of the signatures of a table, whose rows fill it in any order.
+
+    Attributes:
+        banding: bands, and signature values of each.
+        keys: by band a uint64 key a row; rows whose whole band is equal have the same.
+        sketch: ``(rows, num_perm)`` uint8, low bytes of the signatures (b-bit MinHash, Li and
+            König 2010).
+        whole: uint64 hash of the signature; with `multiset` it says whose shingles are equal.
+        multiset: uint64, sum of the shingle hashes and their number.
+    """
+
+    banding: Banding
+    keys: list[Spill]
+    sketch: Spill
+    whole: UInt64s
+    multiset: UInt64s
+
+    @classmethod
+    def room_for(cls, rows: int, num_perm: int, banding: Banding, room: SpillRoom) -> "Digests":
+        """Arrays of the right size, not yet filled."""
+        keys = [room.array((rows,), np.uint64) for _ in range(banding.bands)]
+        sketch = room.array((rows, num_perm), np.uint8)
+        return cls(banding, keys, sketch, np.empty(rows, np.uint64), np.empty(rows, np.uint64))
+
+    def put(self, at: int, found: Signatures) -> None:
+        """Take in the signatures of a run of rows; threads may share the arrays."""
+        rows = len(found.matrix)
+        keys, sketch, self.whole[at : at + rows] = digest(found, self.banding)
+        self.multiset[at : at + rows] = found.multiset + found.shingles.astype(np.uint64)
+        for spill, values in zip(self.keys, keys, strict=True):
+            spill.put(at, values)
+        self.sketch.put(at, sketch)
 
 
 @njit(**KERNEL)
@@ -95,26 +143,14 @@ def _shared(first):  # type: ignore[no-untyped-def]
 
 
 def shared_buckets(
-    signatures: UInt32s, picked: Int64s, banding: Banding, workers: int = 1
+    keys: Callable[[int], UInt64s], bands: int, workers: int = 1
 ) -> list[tuple[Int32s, Int32s]]:
     """Per band, the rows that share a bucket with another and the bucket's first row.
 
     Args:
-        signatures: ``(n, num_perm)`` uint32.
-        picked: the rows of `signatures` to band; results count in this numbering.
+        keys: gives the keys of a band.
     """
-    shared: list[tuple[Int32s, Int32s]] = []
-    cuts = even_cuts(np.arange(len(picked) + 1, dtype=np.int64), workers * 4)
-    for first in range(0, banding.bands, BANDS_AT_ONCE):
-        count = min(BANDS_AT_ONCE, banding.bands - first)
-        keys: UInt64s = np.empty((count, len(picked)), np.uint64)
-
-        def fill(cut: tuple[int, int], first: int = first, keys: UInt64s = keys) -> None:
-            _band_keys(signatures, picked, cut[0], cut[1], first, banding.rows, keys)
-
-        in_threads(fill, cuts, workers)
-        shared += in_threads(lambda key: _shared(first_with_key(key)), keys, workers)
-    return shared
+    return in_threads(lambda band: _shared(first_with_key(keys(band))), range(bands), workers)
 
 
 def bucket_lists(shared: list[tuple[Int32s, Int32s]], rank_of: Int32s, ranked: int) -> Buckets:

@@ -38,15 +38,20 @@ class Budget(Selector):
 
     def groups(self, table: Table) -> npt.NDArray[np.int64]:
         """A group number for every row."""
-        if self.per is None:
-            return np.zeros(len(table), np.int64)
-        column = table.column(self.per)
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        codes = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
-        if isinstance(codes, pa.ChunkedArray):
-            codes = codes.chunk(0) if codes.num_chunks else pa.array([], pa.int32())
-        return np.asarray(codes.indices, np.int64) if len(table) else np.zeros(0, np.int64)
+        return (
+            np.zeros(len(table), np.int64) if self.per is None else group_numbers(table, self.per)
+        )
+
+
+def group_numbers(table: Table, name: str) -> npt.NDArray[np.int64]:
+    """For every row the number of its value in a column, from 0; a null is a value of its own."""
+    column = table.column(name)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    codes = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
+    if isinstance(codes, pa.ChunkedArray):
+        codes = codes.chunk(0) if codes.num_chunks else pa.array([], pa.int32())
+    return np.asarray(codes.indices, np.int64) if len(table) else np.zeros(0, np.int64)
 
 
 class ScoreBudget(Budget):
@@ -73,7 +78,8 @@ class ScoreBudget(Budget):
         return drops
 
 
-def _wanted(size: int, rows: int | None, fraction: float | None) -> int:
+def wanted(size: int, rows: int | None, fraction: float | None) -> int:
+    """Rows that a group of some size keeps."""
     return min(size, rows) if rows is not None else int(np.floor(size * (fraction or 0.0) + 1e-9))
 
 
@@ -88,10 +94,10 @@ def _first_of_groups(
     ordered = group[order]
     begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else order
     sizes = np.diff(np.r_[begins, len(order)])
-    wanted = np.array([_wanted(int(size), rows, fraction) for size in sizes], np.int64)
+    keep = np.array([wanted(int(size), rows, fraction) for size in sizes], np.int64)
     place = np.arange(len(order)) - np.repeat(begins, sizes)
-    last = np.where(wanted > 0, begins + wanted - 1, -1)
-    return place < np.repeat(wanted, sizes), np.repeat(last, sizes)
+    last = np.where(keep > 0, begins + keep - 1, -1)
+    return place < np.repeat(keep, sizes), np.repeat(last, sizes)
 
 
 class Top(ScoreBudget):

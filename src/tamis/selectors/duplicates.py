@@ -2,25 +2,34 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, uint64
+import pyarrow as pa
 
-from tamis.scoring.minhash import Signatures
-from tamis.scoring.shingles import ShingleSets
-from tamis.selectors.banding import Banding, Buckets, bucket_lists, shared_buckets
+from tamis.scoring.shingles import ShingleSets, Shingling
+from tamis.selectors.banding import Banding, Buckets, Digests, bucket_lists, shared_buckets
+from tamis.selectors.components import (
+    BATCH_BYTES,
+    SHINGLES_AT_ONCE,
+    Batches,
+    SetSource,
+    SpilledSets,
+)
 from tamis.selectors.jaccard import Float64s, exact_jaccard
-from tamis.selectors.survivors import Verify, sketch_of, survivors
+from tamis.selectors.known_pairs import Known, Verify, foresee, remembering
+from tamis.selectors.survivors import Survival, survivors
+from tamis.storage.edges import Edges
+from tamis.storage.errors import RunError
 from tamis.storage.grouping import Int32s, first_with_pair
-from tamis.storage.kernels import KERNEL, Bytes, Int64s, UInt64s, fmix64, in_threads
+from tamis.storage.kernels import Bytes, Int64s, UInt64s, in_threads
+from tamis.storage.memory import show_bytes
+from tamis.storage.spill import Spill, SpillRoom
 
-#: Shingles whose sets are held at a time while pairs are verified (8 bytes each).
-SHINGLES_AT_ONCE = 1 << 26
-
-#: Gives the shingle sets of the rows asked for (ascending positions).
-SetSource = Callable[[Int64s], ShingleSets]
+#: Calls a function with the texts of the rows asked for (ascending): a text array, positions in
+#: it, and the places among the rows asked for that they are.
+MapText = Callable[[Int64s, Callable[[pa.Array, Int64s, slice], None]], None]
 
 
 @dataclass(frozen=True)
@@ -31,19 +40,31 @@ class Duplicates:
         kept: rows that stay.
         partner: for a dropped row, the row that stays in its place; -1 for a kept row.
         similarity: exact Jaccard similarity to the partner; nan for a kept row.
-        edge_row, edge_other, edge_similarity: verified pairs down to the edge floor (the most
-            similar of each row); `edge_row` ranks below `edge_other`.
-        counts: rows, equal sets, candidate rows, verified pairs, rounds, bucket splits, and
-            pairs down to the edge floor that are not among the edges.
+        edges: verified pairs down to the edge floor (the most similar of each row); the first row
+            of a pair ranks below the second.
+        counts: rows, equal sets, candidate rows, rows of the largest component of candidates,
+            verified pairs, rounds, bucket splits, and pairs down to the edge floor that are not
+            among the edges.
     """
 
     kept: npt.NDArray[np.bool_]
     partner: Int64s
     similarity: Float64s
-    edge_row: Int64s
-    edge_other: Int64s
-    edge_similarity: Float64s
+    edges: Edges
     counts: dict[str, int]
+
+    def take(self, ranked: Int64s, outcome: Survival) -> None:
+        """Take in what was decided on some rows, given from the best rank down."""
+        lost = np.flatnonzero(~outcome.kept)
+        self.kept[ranked[lost]] = False
+        self.partner[ranked[lost]] = ranked[outcome.partner[lost]]
+        self.similarity[ranked[lost]] = outcome.similarity[lost]
+        a, b, value = outcome.edges
+        self.edges.add(ranked[a], ranked[b], value)
+        self.counts["rounds"] = max(self.counts["rounds"], outcome.rounds)
+        self.counts["verified_pairs"] += outcome.verified
+        self.counts["bucket_splits"] += outcome.splits
+        self.counts["edges_left_out"] += outcome.edges_left_out
 
 
 @dataclass(frozen=True)
@@ -58,6 +79,10 @@ class Ranking:
     id_lo: UInt64s
     copy: npt.NDArray[np.integer]
 
+    def of(self, rows: Int64s) -> "Ranking":
+        """The ranks of some rows, numbered anew."""
+        return Ranking(self.value[rows], self.id_hi[rows], self.id_lo[rows], self.copy[rows])
+
     def order(self, rows: Int64s) -> Int64s:
         """`rows` sorted from the best rank down."""
         value = self.value[rows]
@@ -66,45 +91,27 @@ class Ranking:
         return rows[np.lexsort((*keys, worst))]
 
 
-@njit(**KERNEL)
-def _signature_hashes(signatures, first, last, result):  # type: ignore[no-untyped-def]
-    for d in range(first, last):
-        h = uint64(0)
-        for value in signatures[d]:
-            h = fmix64(h ^ uint64(value))
-        result[d] = h
-
-
-def _collapse(found: Signatures, ranking: Ranking, workers: int) -> tuple[Int64s, Int64s, Int64s]:
+def _collapse(digests: Digests, ranking: Ranking) -> tuple[Int64s, Int64s, Int64s]:
     """Rows with equal shingle multisets: (those left, those collapsed, what stands for them).
 
     Equality is of 128 bits over signature and multiset, together with the number of shingles.
     """
-    rows = len(found.matrix)
-    high = np.empty(rows, np.uint64)
-    edges = np.linspace(0, rows, workers * 4 + 1).astype(np.int64)
-    in_threads(
-        lambda cut: _signature_hashes(found.matrix, cut[0], cut[1], high),
-        list(pairwise(edges)),
-        workers,
-    )
-    first = first_with_pair(high, found.multiset + found.shingles.astype(np.uint64)).astype(
-        np.int64
-    )
-    everyone = np.arange(rows, dtype=np.int64)
-    repeats = np.flatnonzero(first != everyone)
+    first = first_with_pair(digests.whole, digests.multiset)
+    repeated = first != np.arange(len(first), dtype=np.int32)
+    repeats = np.flatnonzero(repeated)
     if len(repeats) == 0:
-        return everyone, repeats, repeats
-    several = np.zeros(rows, np.bool_)
-    several[repeats] = True
+        return np.arange(len(first), dtype=np.int64), repeats, repeats
+    several = repeated.copy()
     several[first[repeats]] = True
     by_rank = ranking.order(np.flatnonzero(several))
-    best = np.full(rows, -1, np.int64)
+    best = np.full(len(first), -1, np.int32)
     best[first[by_rank[::-1]]] = by_rank[::-1]  # the best rank is written last
-    stands_for = np.where(several, best[first], everyone)
-    collapsed = np.flatnonzero(stands_for != everyone)
-    left = np.flatnonzero(stands_for == everyone)
-    return left, collapsed, stands_for[collapsed]
+    several = np.flatnonzero(several)
+    stands_for = best[first[several]].astype(np.int64)
+    stays = stands_for == several
+    left = np.ones(len(first), np.bool_)
+    left[several[~stays]] = False
+    return np.flatnonzero(left), several[~stays], stands_for[~stays]
 
 
 def _verifier(ranked: Int64s, counts: Int64s, sets_of: SetSource, workers: int) -> Verify:
@@ -134,35 +141,76 @@ def _verifier(ranked: Int64s, counts: Int64s, sets_of: SetSource, workers: int) 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What signatures say: rows with equal sets, and rows that share a bucket with another.
+    """What signatures say of a batch of rows, which share buckets with each other only.
 
-    Signatures are not needed any more; the caller may let go of them.
+    Attributes:
+        ranked: the rows, numbered as they came in, from the best rank down.
+        buckets: rows that share a band, numbered by rank.
+        component: int32, by rank, which rows can have to do with each other.
+        sketch: ``(rows, num_perm)`` uint8 by rank, low bytes of the signatures.
+        counts: shingles of every row as it came in, repeats included.
     """
 
-    collapsed: Int64s
-    stand_in: Int64s
     ranked: Int64s
     buckets: Buckets
+    component: Int32s
     sketch: Bytes
     banding: Banding
     counts: Int64s
 
     @classmethod
-    def find(
-        cls, found: Signatures, ranking: Ranking, banding: Banding, workers: int = 1
+    def of_batch(
+        cls,
+        batches: Batches,
+        number: int,
+        keys: list[Spill],
+        sketch: Spill,
+        banding: Banding,
+        ranking: Ranking,
+        counts: Int64s,
+        workers: int = 1,
     ) -> "Candidates":
-        """Collapse equal sets, band the rest, and bring what is left into rank order."""
-        left, collapsed, stand_in = _collapse(found, ranking, workers)
-        shared = shared_buckets(found.matrix, left, banding, workers)
-        candidate = np.zeros(len(left), np.bool_)
-        for members, _ in shared:
-            candidate[members] = True
-        ranked = ranking.order(left[candidate])
-        place = np.full(len(found.matrix), -1, np.int32)
+        """Bring a batch's rows into rank order and list their buckets.
+
+        Args:
+            keys, sketch: of `Digests`, in the order of batches.
+            counts: shingles of every row of the table.
+        """
+        here = batches.of(number)
+        rows, component = batches.sorted[here], batches.component[here]
+        ranked = ranking.of(rows).order(np.arange(len(rows), dtype=np.int64))
+        place = np.empty(len(rows), np.int32)
         place[ranked] = np.arange(len(ranked), dtype=np.int32)
-        buckets = bucket_lists(shared, place[left], len(ranked))
-        sketch = sketch_of(found.matrix, ranked)
-        return cls(collapsed, stand_in, ranked, buckets, sketch, banding, found.shingles)
+        shared = shared_buckets(
+            lambda band: keys[band].get(here.start, here.stop), len(keys), workers
+        )
+        return cls(
+            ranked,
+            bucket_lists(shared, place, len(ranked)),
+            (component - component.min())[ranked],
+            sketch.get(here.start, here.stop)[ranked],
+            banding,
+            counts[rows],
+        )
+
+    def survivors(
+        self,
+        verify: Verify,
+        threshold: float,
+        edge_floor: float,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Survival:
+        """See `survivors`."""
+        return survivors(
+            self.buckets,
+            self.component,
+            self.sketch,
+            verify,
+            banding=self.banding,
+            threshold=threshold,
+            edge_floor=edge_floor,
+            progress=progress,
+        )
 
 
 def decide(
@@ -173,51 +221,156 @@ def decide(
     edge_floor: float,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
-) -> Duplicates:
-    """Verify candidates and say who survives.
+    known: Known | None = None,
+) -> Survival:
+    """Verify candidates and say who survives, in numbers of ranks.
 
     Args:
         sets_of: shingle sets of given rows, for exact similarities.
-        threshold: exact Jaccard similarity from which two rows are duplicates.
+        threshold: exact Jaccard similarity of a duplicate.
         edge_floor: smallest similarity of a pair that is reported as an edge.
+        progress: called with rows decided and rows in all.
+        known: pairs of these rows that were compared before. They change how much is compared, not
+            what is found.
     """
-    ranked, collapsed, stand_in = candidates.ranked, candidates.collapsed, candidates.stand_in
-    outcome = survivors(
-        candidates.buckets,
-        candidates.sketch,
-        _verifier(ranked, candidates.counts, sets_of, workers),
-        banding=candidates.banding,
-        threshold=threshold,
-        edge_floor=edge_floor,
-        progress=progress,
+
+    run = partial(
+        candidates.survivors, threshold=threshold, edge_floor=edge_floor, progress=progress
     )
-    rows = len(candidates.counts)
-    kept = np.ones(rows, np.bool_)
-    partner = np.full(rows, -1, np.int64)
-    similarity = np.full(rows, np.nan)
-    kept[ranked] = outcome.kept
-    lost = ~outcome.kept
-    partner[ranked[lost]] = ranked[outcome.partner[lost]]
-    similarity[ranked[lost]] = outcome.similarity[lost]
-    kept[collapsed] = False
-    stays = kept[stand_in]
-    partner[collapsed] = np.where(stays, stand_in, partner[stand_in])
-    similarity[collapsed] = np.where(stays, 1.0, similarity[stand_in])
-    a, b, value = outcome.edges
-    return Duplicates(
-        kept=kept,
-        partner=partner,
-        similarity=similarity,
-        edge_row=np.concatenate([collapsed, ranked[a]]),
-        edge_other=np.concatenate([stand_in, ranked[b]]),
-        edge_similarity=np.concatenate([np.ones(len(collapsed)), value]),
+    verify = _verifier(candidates.ranked, candidates.counts, sets_of, workers)
+    if known is not None:
+        known = known.of(candidates.ranked)
+        verify = remembering(verify, known)
+        outcome, left, right = foresee(run, candidates.sketch, known, threshold)
+        if not len(left):
+            return outcome
+        verify(left, right)
+    return run(verify)
+
+
+def _reading(map_text: MapText, rows: Int64s, counts: Int64s, shingling: Shingling) -> SetSource:
+    """The sets of some rows, numbered anew, made from their texts when they are asked for."""
+
+    def sets_of(wanted: Int64s) -> ShingleSets:
+        sets = ShingleSets.room_for(counts[rows[wanted]])
+        map_text(rows[wanted], lambda text, at, places: sets.fill(places, text, at, shingling))
+        return sets
+
+    return sets_of
+
+
+def find_duplicates(
+    digests: Digests,
+    counts: Int64s,
+    ranking: Ranking,
+    map_text: MapText,
+    shingling: Shingling,
+    room: SpillRoom,
+    *,
+    threshold: float,
+    edge_floor: float,
+    spare: int | None = None,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+    known: Known | None = None,
+) -> Duplicates:
+    """Collapse equal sets, join what shares a bucket, and decide batch by batch.
+
+    What is found does not depend on the size of a batch.
+
+    Args:
+        digests: of all rows; its spills are let go of.
+        counts: shingles of every row, repeats included.
+        map_text: calls a function with the texts of some rows.
+        spare: bytes that a component may take beyond a batch; any number if not given.
+        progress: called with rows decided and rows in all.
+        known: pairs that were compared before. Texts are then read only where others are missing.
+
+    Raises:
+        RunError: if a component takes more.
+    """
+    left, collapsed, stand_in = _collapse(digests, ranking)
+    batches = Batches.find(digests, left, counts, BATCH_BYTES, workers)
+    del left
+    if spare is not None and batches.most_bytes > BATCH_BYTES + spare:
+        raise RunError(
+            f"{batches.largest:,} rows are joined by what they have in common (one template, or "
+            f"copies of copies) and must be decided together, which may take "
+            f"{show_bytes(batches.most_bytes)}; {show_bytes(BATCH_BYTES + spare)} are left",
+            where="memory",
+            mend=f"raise --memory by {show_bytes(batches.most_bytes - BATCH_BYTES - spare)}, or "
+            "have an earlier stage remove what the rows share",
+        )
+    *keys, sketch = in_threads(
+        lambda spill: batches.sort(spill, room), [*digests.keys, digests.sketch], workers
+    )
+
+    def candidates_of(number: int) -> Candidates:
+        return Candidates.of_batch(
+            batches, number, keys, sketch, digests.banding, ranking, counts, workers
+        )
+
+    rows = len(counts)
+    sets = None
+    if known is None:
+        sets = SpilledSets(batches, counts[batches.sorted], room)
+        map_text(batches.rows, partial(sets.fill, shingling=shingling))
+    elif len(batches) > 1:
+        # What the batches lack is compared together: each by itself would read most texts.
+        asked = [np.zeros((2, 0), np.int64)]
+        for number in range(len(batches)):
+            candidates = candidates_of(number)
+            ranked = batches.sorted[batches.of(number)][candidates.ranked]
+            run = partial(candidates.survivors, threshold=threshold, edge_floor=edge_floor)
+            _, *pairs = foresee(run, candidates.sketch, known.of(ranked), threshold)
+            asked.append(ranked[np.stack(pairs)])
+        left, right = np.concatenate(asked, axis=1).astype(np.int32)
+        order = np.lexsort((right, left))
+        everyone = np.arange(rows, dtype=np.int64)
+        sets_of = _reading(map_text, everyone, counts, shingling)
+        remembering(_verifier(everyone, counts, sets_of, workers), known)(left[order], right[order])
+    found = Duplicates(
+        kept=np.ones(rows, np.bool_),
+        partner=np.full(rows, -1, np.int64),
+        similarity=np.full(rows, np.nan),
+        edges=Edges(room.folder),
         counts={
             "rows": rows,
             "equal_sets": len(collapsed),
-            "candidates": len(ranked),
-            "verified_pairs": outcome.verified,
-            "rounds": outcome.rounds,
-            "bucket_splits": outcome.splits,
-            "edges_left_out": outcome.edges_left_out,
+            "candidates": len(batches.rows),
+            "largest_component": batches.largest,
+            "verified_pairs": 0,
+            "rounds": 0,
+            "bucket_splits": 0,
+            "edges_left_out": 0,
         },
     )
+    found.edges.add(collapsed, stand_in, np.ones(len(collapsed)))
+    for number in range(len(batches)):
+        here = batches.of(number)
+        candidates, rows_here = candidates_of(number), batches.sorted[here]
+        outcome = decide(
+            candidates,
+            _reading(map_text, rows_here, counts, shingling) if sets is None else sets.of(number),
+            threshold=threshold,
+            edge_floor=edge_floor,
+            workers=workers,
+            progress=_shifted(progress, here.start, len(batches.rows)),
+            known=None if known is None else known.of(rows_here),
+        )
+        found.take(rows_here[candidates.ranked], outcome)
+    for spill in (*keys, sketch):
+        spill.close()
+    if sets is not None:
+        sets.close()
+    found.kept[collapsed] = False
+    stays = found.kept[stand_in]
+    found.partner[collapsed] = np.where(stays, stand_in, found.partner[stand_in])
+    found.similarity[collapsed] = np.where(stays, 1.0, found.similarity[stand_in])
+    return found
+
+
+def _shifted(
+    progress: Callable[[int, int], None] | None, before: int, total: int
+) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, of: progress(before + done, total)

@@ -1,7 +1,8 @@
 """Near-duplicate removal: MinHash candidates, exact Jaccard, greedy survivors."""
 
 import os
-from itertools import pairwise
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -9,24 +10,32 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from tamis.scoring.minhash import MinHashSignature, Signatures
-from tamis.scoring.shingles import ShingleSets
+from tamis.scoring.operator import RowScorer
 from tamis.scoring.words import UnicodeForm, Unit
-from tamis.selectors.banding import Banding
-from tamis.selectors.duplicates import (
-    SHINGLES_AT_ONCE,
-    Candidates,
-    Duplicates,
-    Ranking,
-    decide,
+from tamis.selectors.banding import Banding, Digests
+from tamis.selectors.components import (
+    BATCH_BYTES,
+    GROUPING_AT_ONCE,
+    GROUPING_BYTES,
+    MEMBER_BYTES,
+    PAIR_BYTES,
+    ROW_BYTES,
 )
+from tamis.selectors.duplicates import Duplicates, Ranking, find_duplicates
+from tamis.selectors.near_certificate import SharedValues, certify
 from tamis.selectors.ranks import RankedSelector
+from tamis.selectors.resemblance import Resemblance
 from tamis.selectors.survivors import PAIRS_PER_ROW
 from tamis.selectors.table import Table
+from tamis.storage.corpus import BATCH_ROWS
 from tamis.storage.kernels import Int64s, chunks_of, even_cuts, in_threads, string_buffers
 from tamis.storage.ledger import Drops
+from tamis.storage.spill import IN_MEMORY, spill_room
 
 #: Edges are kept this far below the threshold, so that it can be moved later.
 EDGE_MARGIN = 0.1
+#: Characters that the certificate compares in Python: a share of the texts, and at least so many.
+CHARACTER_SHARE, MIN_CHARACTERS = 0.005, 200_000
 
 
 def near_duplicates(
@@ -59,55 +68,52 @@ def near_duplicates(
     workers = workers or len(os.sched_getaffinity(0))
     signal = MinHashSignature(ngram=ngram, unit=unit, unicode_form=unicode_form)
     pieces = [
-        chunk.slice(first, last - first)
+        chunk.slice(begin, min(BATCH_ROWS, last - begin))
         for chunk in chunks_of(text)
         for first, last in even_cuts(string_buffers(chunk)[1], workers * 8)
+        for begin in range(first, last, BATCH_ROWS)
     ]
     start = np.cumsum([0, *map(len, pieces)])
     rows = int(start[-1])
-    found = Signatures.room_for(rows, signal.num_perm)
-    places = [slice(int(a), int(b)) for a, b in pairwise(start)]
 
-    def sign(job: tuple[slice, pa.Array], found: Signatures = found) -> None:
-        found.fill(*job, signal)
-
-    in_threads(sign, list(zip(places, pieces, strict=True)), workers)
-
-    position = np.arange(rows, dtype=np.uint64)
-    copy = np.zeros(rows, np.uint32)
-    candidates = Candidates.find(
-        found,
-        Ranking(found.characters.astype(np.float64), position, position, copy),
-        Banding.finer_than(threshold, signal.num_perm),
-        workers,
-    )
-    del found, sign  # signatures are most of what is in memory
-
-    def sets_of(wanted: Int64s) -> ShingleSets:
-        sets = ShingleSets.room_for(candidates.counts[wanted])
+    def map_text(wanted: Int64s, function: Callable[[pa.Array, Int64s, slice], None]) -> None:
         cuts = np.searchsorted(wanted, start)
         in_threads(
-            lambda i: sets.fill(
-                slice(cuts[i], cuts[i + 1]),
-                pieces[i],
-                wanted[cuts[i] : cuts[i + 1]] - start[i],
-                signal.shingling,
+            lambda i: function(
+                pieces[i], wanted[cuts[i] : cuts[i + 1]] - start[i], slice(cuts[i], cuts[i + 1])
             ),
             np.flatnonzero(np.diff(cuts)).tolist(),
             workers,
         )
-        return sets
 
-    return decide(
-        candidates,
-        sets_of,
-        threshold=threshold,
-        edge_floor=threshold - EDGE_MARGIN if edge_floor is None else edge_floor,
-        workers=workers,
-    )
+    with spill_room() as room:
+        banding = Banding.finer_than(threshold, signal.num_perm)
+        digests = Digests.room_for(rows, signal.num_perm, banding, room)
+        shingles, characters = np.empty(rows, np.int64), np.empty(rows, np.int64)
+
+        def sign(piece: int) -> None:
+            found = Signatures.room_for(len(pieces[piece]), signal.num_perm)
+            found.fill(slice(0, len(pieces[piece])), pieces[piece], signal)
+            here = slice(int(start[piece]), int(start[piece + 1]))
+            shingles[here], characters[here] = found.shingles, found.characters
+            digests.put(here.start, found)
+
+        in_threads(sign, range(len(pieces)), workers)
+        position = np.arange(rows, dtype=np.uint64)
+        return find_duplicates(
+            digests,
+            shingles,
+            Ranking(characters.astype(np.float64), position, position, np.zeros(rows, np.uint32)),
+            map_text,
+            signal.shingling,
+            room,
+            threshold=threshold,
+            edge_floor=threshold - EDGE_MARGIN if edge_floor is None else edge_floor,
+            workers=workers,
+        )
 
 
-class NearDedup(RankedSelector):
+class NearDedup(RankedSelector, Resemblance):
     """Keep one of the rows whose texts have nearly the same word n-grams.
 
     Candidates share a band of their MinHash signatures; every candidate pair that the signatures
@@ -117,29 +123,17 @@ class NearDedup(RankedSelector):
     """
 
     operator: Literal["near_dedup"] = "near_dedup"
-    threshold: float = Field(
-        default=0.8, gt=0, le=1, description="exact Jaccard similarity of a duplicate"
-    )
-    ngram: int | None = Field(
-        default=None, ge=1, description="tokens per shingle; 5 words or 24 characters if not given"
-    )
-    unit: Unit = Field(default="word", description="what a token is")
-    unicode_form: UnicodeForm = Field(
-        default="NFKD", description="decomposition before full case folding of non-ASCII rows"
-    )
     edge_floor: float | None = Field(
         default=None, ge=0, le=1, description="pairs are stored down to it; threshold - 0.1"
     )
-    num_perm: int = Field(default=128, ge=16, le=256, description="permutations of a signature")
-    bands: int | None = Field(
-        default=None, ge=1, description="bands of a signature; from the threshold, 25 at .8"
+    certificate: int = Field(
+        default=500,
+        ge=0,
+        description="dropped rows whose similarity is computed again from the texts, to state "
+        "precision beside a sampled recall; 0: no certificate. Unconfirmed",
     )
-    band_rows: int | None = Field(
-        default=None, ge=1, description="signature values a band; from the threshold, 5 at .8"
-    )
-    seed: int = Field(default=1, ge=0, lt=2**32, description="seed of the permutations")
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = (
         "Broder 1997 (resemblance); Lee et al. 2022, Deduplicating training data makes language "
         "models better (word 5-grams, threshold .8); Li and König 2010 (b-bit sketches)"
@@ -147,92 +141,95 @@ class NearDedup(RankedSelector):
     roles: ClassVar[tuple[str, ...]] = ("text",)
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if (self.bands is None) != (self.band_rows is None):
-            raise ValueError("give both bands and band_rows, or neither")
-        needed = self.banding.bands * self.banding.rows
-        if needed > self.num_perm:
-            raise ValueError(
-                f"bands x band_rows = {needed} is more than the {self.num_perm} permutations"
-            )
+    def _floor_fits(self) -> Self:
         if self.edge_floor is not None and self.edge_floor > self.threshold:
             raise ValueError("edge_floor lies above the threshold")
         return self
 
-    def key_parts(self) -> dict[str, Any]:
-        return {**super().key_parts(), "signal": self.signal.key_parts()}
-
-    @property
-    def banding(self) -> Banding:
-        if self.bands is None or self.band_rows is None:
-            return Banding.finer_than(self.threshold, self.num_perm)
-        return Banding(self.bands, self.band_rows)
-
-    @property
-    def signal(self) -> MinHashSignature:
-        return MinHashSignature(
-            ngram=self.ngram,
-            unit=self.unit,
-            unicode_form=self.unicode_form,
-            num_perm=self.num_perm,
-            seed=self.seed,
-        )
+    def similarity_parts(self) -> Any:
+        return list(self.signal.shingling)
 
     def memory(self, rows: int, text_bytes: int) -> int:
-        """Signatures, sketches, buckets, pairs and results a row; the sets verified at a time.
+        """Columns of the whole table, the spills that lie in memory, and one batch.
 
-        Bounded by rows that all have a partner in every band: most corpora need half of it.
+        True unless the rows that are joined by their buckets take more than a batch has room for;
+        then `select` raises where a limit is set that does not leave as much.
         """
-        # Signatures are let go of before pairs are drawn.
-        or_pairs = max(4 * self.num_perm, 70 * PAIRS_PER_ROW)
-        a_row = self.num_perm + 28 * self.banding.bands + or_pairs + 150
-        sets = min(8 * SHINGLES_AT_ONCE, 2 * text_bytes)
-        return rows * a_row + sets
+        # Most is held while bands are grouped: hashes, counts, ranks, and what is joined to what.
+        band = rows * GROUPING_BYTES
+        columns = rows * 50 + max(2 * band, min(self.banding.bands * band, GROUPING_AT_ONCE))
+        record = 8 * self.banding.bands + self.num_perm
+        spilled = min(2 * rows * record + 2 * text_bytes, IN_MEMORY)
+        a_row = ROW_BYTES + self.banding.bands * MEMBER_BYTES + PAIRS_PER_ROW * PAIR_BYTES
+        batch = min(rows * a_row + 2 * text_bytes, BATCH_BYTES)
+        return columns + spilled + batch
+
+    def signals(self) -> tuple[RowScorer, ...]:
+        return (self.signal,)
 
     def select(self, table: Table) -> Drops:
         signal = self.signal
-        found = Signatures.room_for(len(table), self.num_perm)
-        done = 0
-        for part in table.signal(signal):
-            found.put(slice(done, done + part.num_rows), part)
-            done += part.num_rows
+        with spill_room(table.spill_folder) as room:
+            digests = Digests.room_for(len(table), self.num_perm, self.banding, room)
+            shingles = np.empty(len(table), np.int64)
+            characters = np.empty(len(table), np.float64)
+            values = SharedValues(len(table), self.num_perm)
 
-        lengths = found.characters.astype(np.float64)
-        ranking = self.ranking(table, lengths)
-        candidates = Candidates.find(found, ranking, self.banding, table.workers)
-        del found  # its signatures are most of what is in memory
+            def sign(at: int, part: pa.RecordBatch) -> None:
+                found = Signatures.stored(part)
+                here = slice(at, at + part.num_rows)
+                shingles[here], characters[here] = found.shingles, found.characters
+                digests.put(at, found)
+                if self.certificate:
+                    values.add(at, found.matrix)
 
-        def sets_of(wanted: Int64s) -> ShingleSets:
-            sets = ShingleSets.room_for(candidates.counts[wanted])
-            table.map_text(
-                "text",
-                wanted,
-                lambda text, rows, places: sets.fill(places, text, rows, signal.shingling),
+            table.map_signal(signal, sign)
+            floor = self.threshold - EDGE_MARGIN if self.edge_floor is None else self.edge_floor
+            ranking, map_text = self.ranking(table, characters), partial(table.map_text, "text")
+            duplicates = find_duplicates(
+                digests,
+                shingles,
+                ranking,
+                map_text,
+                signal.shingling,
+                room,
+                threshold=self.threshold,
+                edge_floor=floor,
+                spare=table.spare,
+                workers=table.workers,
+                progress=lambda decided, of: table.progress("duplicates decided", decided, of),
+                known=table.known,
             )
-            return sets
-
-        floor = self.threshold - EDGE_MARGIN if self.edge_floor is None else self.edge_floor
-        duplicates = decide(
-            candidates,
-            sets_of,
-            threshold=self.threshold,
-            edge_floor=floor,
-            workers=table.workers,
-            progress=lambda decided, of: table.progress("duplicates decided", decided, of),
-        )
+        report = {
+            "banding": list(self.banding),
+            **duplicates.counts,
+            "edges": len(duplicates.edges),
+            "edge_floor": floor,
+        }
+        if self.certificate:
+            report["certificate"] = certify(
+                duplicates.kept,
+                duplicates.partner,
+                duplicates.similarity,
+                values,
+                shingles,
+                ranking,
+                map_text,
+                signal.shingling,
+                threshold=self.threshold,
+                rows=self.certificate,
+                characters=max(MIN_CHARACTERS, int(CHARACTER_SHARE * characters.sum())),
+                workers=table.workers,
+            ).as_report()
         lost = np.flatnonzero(~duplicates.kept)
+        similarity = duplicates.similarity[lost]
         return Drops.of(
             lost,
             "",
-            value=duplicates.similarity[lost],
+            value=similarity,
             threshold=self.threshold,
             partner=duplicates.partner[lost],
-            similarity=duplicates.similarity[lost],
-            report={
-                "banding": list(self.banding),
-                **duplicates.counts,
-                "edges": len(duplicates.edge_row),
-                "edge_floor": floor,
-            },
-            edges=(duplicates.edge_row, duplicates.edge_other, duplicates.edge_similarity),
+            similarity=similarity,
+            report=report,
+            edges=duplicates.edges,
         )

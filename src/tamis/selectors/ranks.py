@@ -36,4 +36,4 @@ class RankedSelector(Selector):
         value = lengths if self.rank == LONGEST else as_floats(table.column(self.rank))
         if self.rank_order == "lowest":
             value = -value
-        return Ranking(value.astype(np.float64), table.id_hi, table.id_lo, table.copy)
+        return Ranking(value.astype(np.float64, copy=False), table.id_hi, table.id_lo, table.copy)

@@ -20,6 +20,7 @@ from numba import int64, njit, uint16
 
 from tamis.selectors.banding import Banding, Buckets, grouped
 from tamis.selectors.jaccard import Float64s
+from tamis.selectors.known_pairs import Verify
 from tamis.storage.grouping import Int32s
 from tamis.storage.kernels import KERNEL, Bytes, Int64s
 
@@ -31,16 +32,14 @@ OVERSIZED = 256
 REACH = 16
 #: Rounds in which stars are drawn, and the pairs that a row may ask for in each of them.
 STAR_ROUNDS, STAR_EDGES = 2, 4
-#: After them, oversized buckets are split once a round decides less than this share of the rows
-#: that they hold up.
+#: After them, a component's oversized buckets are split once a round decides less than this share
+#: of its rows that they hold up.
 MIN_PROGRESS = 0.05
-#: Pairs verified in one round, for each row and at least.
+#: Pairs of a component that are verified in one round, for each row and at least.
 PAIRS_PER_ROW, MIN_PAIRS = 4, 1 << 20
 
 #: Edges kept of what one row asks for in one round: the most similar.
 EDGES_PER_ROW = 8
-
-Verify = Callable[[Int32s, Int32s], Float64s]
 
 
 class Pairs(NamedTuple):
@@ -96,7 +95,7 @@ def _best_of_rows(row, other, value, limit, best):  # type: ignore[no-untyped-de
         begin = end
 
 
-def _best_edges(pairs: Pairs, limit: int) -> Pairs:
+def best_edges(pairs: Pairs, limit: int) -> Pairs:
     best = np.zeros(len(pairs.row), np.bool_)
     _best_of_rows(*pairs, limit, best)
     return pairs.where(best)
@@ -136,30 +135,34 @@ def _round(  # type: ignore[no-untyped-def]
     entry_bucket,
     bucket_start,
     members,
-    cursor,
+    seen,
+    component,
+    room,
+    split,
     known_start,
     known_other,
     known_value,
     threshold,
     quota,
-    reach,
     wanted_row,
     wanted_other,
+    decided,
+    held_up,
 ):
     """Decide what can be decided in rank order; list the pairs that must be verified first.
 
-    Returns the number of pairs wanted, rows decided, and rows held up by an oversized bucket.
+    Returns the number of pairs wanted. Counts by component in `decided` the rows that are, in
+    `held_up` those that an oversized bucket holds up.
     """
-    room = wanted_row.shape[0]
     wanted = 0
-    decided = 0
-    held_up = 0
+    asked = np.zeros(room.shape[0], np.int64)
     met = np.full(state.shape[0], -1, np.int32)  # the last row that knows or asks for this one
     for row in range(state.shape[0]):
         if state[row] != UNDECIDED:
             continue
-        if wanted == room:
-            break
+        group = component[row]
+        if asked[group] == room[group]:
+            continue
         waits = False
         for edge in range(known_start[row], known_start[row + 1]):
             other = known_other[edge]
@@ -176,18 +179,18 @@ def _round(  # type: ignore[no-untyped-def]
                 waits = True
         if partner[row] >= 0:
             state[row] = DROPPED
-            decided += 1
+            decided[group] += 1
             continue
         if waits:
             continue
-        limit = min(room, wanted + quota)
+        limit = wanted + min(quota, room[group] - asked[group])
         first_wanted = wanted
         cut_short = False
         for entry in range(row_start[row], row_start[row + 1]):
             bucket = entry_bucket[entry]
-            end = bucket_start[bucket + 1]
-            oversized = end - bucket_start[bucket] > OVERSIZED
-            at = cursor[entry]
+            begin, end = bucket_start[bucket], bucket_start[bucket + 1]
+            oversized = end - begin > OVERSIZED and not split[group]
+            at = begin + seen[entry]
             settled = True
             looked = 0
             while at < end and wanted < limit:
@@ -195,7 +198,7 @@ def _round(  # type: ignore[no-untyped-def]
                 if other >= row:
                     break
                 if state[other] != DROPPED:
-                    if oversized and looked == reach:
+                    if oversized and looked == REACH:
                         cut_short = True
                         break
                     looked += 1
@@ -207,29 +210,48 @@ def _round(  # type: ignore[no-untyped-def]
                         settled = False
                 at += 1
                 if settled:
-                    cursor[entry] = at
+                    seen[entry] = at - begin
+        asked[group] += wanted - first_wanted
         if cut_short:
-            held_up += 1
+            held_up[group] += 1
         elif wanted == first_wanted:
             state[row] = KEPT
-            decided += 1
-    return wanted, decided, held_up
+            decided[group] += 1
+    return wanted
 
 
-def _split(buckets: Buckets, state: Bytes, sketch: Bytes, banding: Banding) -> tuple[Buckets, int]:
-    """Split every oversized bucket by its next signature rows until it is small or they run out.
+def _split(
+    buckets: Buckets,
+    seen: Int32s,
+    state: Bytes,
+    sketch: Bytes,
+    banding: Banding,
+    stuck: npt.NDArray[np.bool_],
+) -> tuple[Buckets, Int32s, int]:
+    """Split the oversized buckets of some rows by their next signature rows.
 
-    Returns the new buckets and the number of splits.
+    That goes on until a bucket is small or the rows of a signature run out.
+
+    Args:
+        stuck: by rank, the rows of the components whose buckets are to be split.
+
+    Returns:
+        The new buckets, how much of each is seen, and the number of splits.
     """
-    live = state[buckets.entry_row] != DROPPED
+    stuck_entry = stuck[buckets.entry_row]
+    live = ~stuck_entry | (state[buckets.entry_row] != DROPPED)
+    stuck_entry = stuck_entry[live]
     entry_row, entry_bucket = buckets.entry_row[live], buckets.entry_bucket[live]
+    seen = np.where(stuck_entry, 0, seen[live]).astype(np.int32)
     band = buckets.band
+    of_stuck = np.zeros(len(band), np.bool_)
+    of_stuck[entry_bucket[stuck_entry]] = True
     depth = np.zeros(len(band), np.int16)
     columns = sketch.shape[1]
     splits = 0
     while True:
         sizes = np.bincount(entry_bucket, minlength=len(band))
-        over = (sizes > OVERSIZED) & (depth < columns - banding.rows)
+        over = (sizes > OVERSIZED) & (depth < columns - banding.rows) & of_stuck
         inside = over[entry_bucket]
         if not inside.any():
             break
@@ -243,12 +265,15 @@ def _split(buckets: Buckets, state: Bytes, sketch: Bytes, banding: Banding) -> t
         entry_bucket[inside] = len(band) + name
         band = np.concatenate([band, band[parent]])
         depth = np.concatenate([depth, depth[parent] + np.int16(1)])
+        of_stuck = np.concatenate([of_stuck, of_stuck[parent]])
     used, renamed = np.unique(entry_bucket, return_inverse=True)
-    return grouped(entry_row, renamed.astype(np.int32), band[used], len(state)), splits
+    # Memberships are in order of rows already, so that what is seen stays beside them.
+    return grouped(entry_row, renamed.astype(np.int32), band[used], len(state)), seen, splits
 
 
 def survivors(
     buckets: Buckets,
+    component: Int32s,
     sketch: Bytes,
     verify: Verify,
     *,
@@ -261,6 +286,8 @@ def survivors(
 
     Args:
         buckets: shared buckets, rows numbered by rank (0 is best).
+        component: number of every row's component, from 0: rows of different components share no
+            bucket. What is decided in one does not depend on the others.
         sketch: ``(rows, num_perm)`` uint8, low bytes of the signatures (b-bit MinHash, Li and
             König 2010). It may only reject a pair.
         verify: exact similarity of pairs of ranks, sorted by the first.
@@ -270,20 +297,24 @@ def survivors(
         progress: called with rows decided and rows in all.
     """
     rows = len(sketch)
-    min_equal = _least_equal(sketch.shape[1], threshold)
+    min_equal = least_equal(sketch.shape[1], threshold)
     state = np.zeros(rows, np.uint8)
     partner = np.full(rows, -1, np.int32)
     similarity = np.zeros(rows, np.float64)
     known = Pairs.none()
     edges = [known]
-    room = max(PAIRS_PER_ROW * rows, MIN_PAIRS)
-    wanted_row, wanted_other = np.empty(room, np.int32), np.empty(room, np.int32)
-    cursor, row_start = _cursors(buckets), _row_starts(buckets.entry_row, rows)
+    size = np.bincount(component)
+    room = np.maximum(PAIRS_PER_ROW * size, MIN_PAIRS)
+    at_once = int(np.minimum(_pairs_in(buckets, component, len(size)), room).sum())
+    wanted_row, wanted_other = np.empty(at_once, np.int32), np.empty(at_once, np.int32)
+    seen = np.zeros(len(buckets.entry_row), np.int32)
+    row_start = row_starts(buckets.entry_row, rows)
+    split = np.zeros(len(size), np.bool_)
     rounds = splits = done = verified = left_out = 0
-    split_yet = False
     while done < rows:
         rounds += 1
-        wanted, decided, held_up = _round(
+        decided, held_up = np.zeros(len(size), np.int64), np.zeros(len(size), np.int64)
+        wanted = _round(
             state,
             partner,
             similarity,
@@ -293,37 +324,51 @@ def survivors(
             buckets.entry_bucket,
             buckets.start,
             buckets.members,
-            cursor,
-            _row_starts(known.row, rows),
+            seen,
+            component,
+            room,
+            split,
+            row_starts(known.row, rows),
             known.other,
             known.value,
             threshold,
-            STAR_EDGES if rounds <= STAR_ROUNDS else room,
-            room if split_yet else REACH,
+            STAR_EDGES if rounds <= STAR_ROUNDS else at_once,
             wanted_row,
             wanted_other,
+            decided,
+            held_up,
         )
-        done += decided
+        done += int(decided.sum())
         verified += wanted
         if progress is not None:
             progress(done, rows)
         left, right = wanted_row[:wanted].copy(), wanted_other[:wanted].copy()
         found = Pairs(left, right, verify(left, right))
         near = found.where(found.value >= edge_floor)
-        edges.append(_best_edges(near, EDGES_PER_ROW))
+        edges.append(best_edges(near, EDGES_PER_ROW))
         left_out += len(near.row) - len(edges[-1].row)
         # What an undecided row knows must be remembered, so that it does not ask again.
         known = known.where(state[known.row] == UNDECIDED).joined(found)
-        if rounds > STAR_ROUNDS and not split_yet and decided < MIN_PROGRESS * held_up:
-            buckets, splits = _split(buckets, state, sketch, banding)
-            cursor, row_start = _cursors(buckets), _row_starts(buckets.entry_row, rows)
-            split_yet = True
+        stuck = ~split & (decided < MIN_PROGRESS * held_up)
+        if rounds > STAR_ROUNDS and stuck.any():
+            buckets, seen, more = _split(buckets, seen, state, sketch, banding, stuck[component])
+            row_start = row_starts(buckets.entry_row, rows)
+            split |= stuck
+            splits += more
     row, other, value = (np.concatenate(part) for part in zip(*edges, strict=True))
     stored = Pairs(row, other, value)
     return Survival(state == KEPT, partner, similarity, stored, left_out, verified, rounds, splits)
 
 
-def _least_equal(num_perm: int, threshold: float) -> int:
+def _pairs_in(buckets: Buckets, component: Int32s, components: int) -> Int64s:
+    """By component, the pairs in its buckets: no more can be asked for."""
+    size = np.diff(buckets.start)
+    of_bucket = component[buckets.members[buckets.start[:-1]]]
+    pairs = np.bincount(of_bucket, size * (size - 1) / 2, components)
+    return pairs.astype(np.int64)
+
+
+def least_equal(num_perm: int, threshold: float) -> int:
     """Equal places below which a sketch clearly rejects a pair.
 
     That is 4.5 standard deviations below what a pair at the threshold has: one in 300,000 has
@@ -333,22 +378,8 @@ def _least_equal(num_perm: int, threshold: float) -> int:
     return int(np.floor(threshold * num_perm - 4.5 * spread))
 
 
-def _row_starts(rows_of: Int32s, rows: int) -> Int64s:
+def row_starts(rows_of: Int32s, rows: int) -> Int64s:
     """Where each row's run begins in a sorted list of rows, and the length last."""
     start: Int64s = np.zeros(rows + 1, np.int64)
     np.cumsum(np.bincount(rows_of, minlength=rows), out=start[1:])
     return start
-
-
-def _cursors(buckets: Buckets) -> Int32s:
-    """For every membership, the place in the bucket's list to look at next."""
-    return buckets.start[:-1].astype(np.int32)[buckets.entry_bucket]
-
-
-def sketch_of(signatures: npt.NDArray[np.uint32], rows: Int64s) -> Bytes:
-    """The low byte of every signature value of some rows."""
-    sketch = np.empty((len(rows), signatures.shape[1]), np.uint8)
-    for begin in range(0, len(rows), 1 << 16):  # a copy of all of them would be as large again
-        block = slice(begin, begin + (1 << 16))
-        sketch[block] = signatures[rows[block]] & np.uint32(255)
-    return sketch

@@ -1,20 +1,27 @@
 """What a selector sees: whole columns of the rows still kept, never more text than it asks for."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tamis.scoring.evaluate import Evaluated, evaluate
 from tamis.scoring.operator import RowScorer
+from tamis.selectors.known_pairs import Known
 from tamis.storage.columns import Mask, Source, read_columns
 from tamis.storage.corpus import Corpus, Progress
+from tamis.storage.files import digest_of
 from tamis.storage.kernels import Int64s, UInt64s, in_threads
 from tamis.storage.places import Place
 from tamis.storage.rows import Rows, UInt32s
 from tamis.storage.tasks import Runner
+
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,11 @@ class Table:
         scores: by score name, the evaluated operator that gives it.
         workspace: its room ``signals`` holds the sidecars of signals.
         progress: called with a name, work done and work in all.
+        orders: folder of what workers are told; the workspace's own if None.
+        signed: by `signal_key`, the rows that an earlier stage has asked a signal of.
+        known: similarities of pairs that were computed before for the same texts in the same way.
+        spare: bytes of memory that the run was allowed beyond what it said it may need; None where
+            nobody set a limit.
     """
 
     corpus: Corpus
@@ -40,6 +52,10 @@ class Table:
     workspace: Place
     runner: Runner
     progress: Progress
+    orders: Place | None = None
+    signed: Mapping[str, Mask] = field(default_factory=dict)
+    known: Known | None = None
+    spare: int | None = None
 
     @property
     def workers(self) -> int:
@@ -51,15 +67,24 @@ class Table:
 
     @property
     def id_hi(self) -> UInt64s:
-        return self.rows.id_hi[self.positions]
+        return self._of_mine(self.rows.id_hi)
 
     @property
     def id_lo(self) -> UInt64s:
-        return self.rows.id_lo[self.positions]
+        return self._of_mine(self.rows.id_lo)
 
     @property
     def copy(self) -> UInt32s:
-        return self.rows.copy[self.positions]
+        return self._of_mine(self.rows.copy)
+
+    def _of_mine(self, column: npt.NDArray[T]) -> npt.NDArray[T]:
+        """A column of all rows for those of the table; itself where that is all of them."""
+        return column if len(self.positions) == len(column) else column[self.positions]
+
+    @property
+    def spill_folder(self) -> Path | None:
+        """Where large arrays may lie for a while: on this machine, or nowhere said."""
+        return self.workspace if isinstance(self.workspace, Path) else None
 
     def names(self) -> set[str]:
         """Scores and columns of the corpus that can be asked for."""
@@ -91,16 +116,48 @@ class Table:
 
     def signal(self, operator: RowScorer) -> Iterator[pa.RecordBatch]:
         """A signal's columns for the rows still kept, in batches, computed where missing."""
-        yield from evaluate(
+        evaluated = self.evaluated(operator)
+        for index in range(len(self.corpus.shards)):
+            yield from self.signal_batches(evaluated, index)
+
+    def map_signal(
+        self, operator: RowScorer, function: Callable[[int, pa.RecordBatch], None]
+    ) -> None:
+        """Call a function with a signal's columns, batch by batch on all workers.
+
+        Args:
+            function: gets the row of this table that a batch begins with, and the batch.
+        """
+        evaluated = self.evaluated(operator)
+        first_row = np.searchsorted(self.positions, self.rows.start)
+
+        def work(index: int) -> None:
+            row = int(first_row[index])
+            for batch in self.signal_batches(evaluated, index):
+                function(row, batch)
+                row += batch.num_rows
+
+        in_threads(work, range(len(self.corpus.shards)), self.workers)
+
+    def signal_batches(self, evaluated: Evaluated, index: int) -> Iterator[pa.RecordBatch]:
+        """A signal's columns for the rows of one shard."""
+        inside = self.kept[self.rows.of(self.corpus.shards[index])]
+        return evaluated.of_shard(index, evaluated.operator.fields().names, inside)
+
+    def evaluated(self, operator: RowScorer) -> Evaluated:
+        """A signal, computed where it is missing, for these rows or more."""
+        rows = self.signed.get(signal_key(operator, self.columns), self.kept)
+        return evaluate(
             operator,
             self.corpus,
-            self.kept,
+            self.kept if (self.kept & ~rows).any() else rows,
             self.columns,
             self.workspace,
             "signals",
             self.runner,
             self.corpus.advance(operator.operator, self.progress),
-        ).batches(operator.fields().names)
+            self.orders,
+        )
 
     def map_text(
         self, role: str, wanted: Int64s, function: Callable[[pa.Array, Int64s, slice], None]
@@ -127,6 +184,14 @@ class Table:
 
         touched = [i for i in range(len(self.corpus.shards)) if cuts[i + 1] > cuts[i]]
         in_threads(work, touched, self.workers)
+
+
+def signal_key(operator: RowScorer, columns: Mapping[str, Source]) -> str:
+    """What decides the values of a signal, but for the rows that it is computed for."""
+    read = [columns[role] for role in operator.roles]
+    return digest_of(
+        [operator.key_parts(), [s if isinstance(s, str) else s.model_dump() for s in read]]
+    )
 
 
 def as_floats(column: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -16,6 +16,9 @@ from tamis.storage.kernels import Int64s
 
 Float32s = npt.NDArray[np.float32]
 
+#: What a vector is taken to need before any has been seen: 384 numbers, as of MiniLM.
+VECTOR_BYTES = 4 * 384
+
 
 @dataclass(frozen=True)
 class Vectors:
@@ -57,7 +60,7 @@ def vectors_of(table: Table, name: str) -> Vectors:
         matrix = np.empty((0, 1), np.float32)
     rows = np.lexsort((table.copy, table.id_lo, table.id_hi)).astype(np.int64)
     matrix = matrix[rows]
-    _normalise(matrix)
+    normalise(matrix)
     return Vectors(matrix, rows)
 
 
@@ -120,7 +123,7 @@ def _row_id(table: Table, row: int) -> str:
     return str(hex_ids(table.id_hi[at], table.id_lo[at])[0])
 
 
-def _normalise(matrix: Float32s, block: int = 1 << 14) -> None:
+def normalise(matrix: Float32s, block: int = 1 << 14) -> None:
     """Bring every row to length one, in place; the sums are float64 and of fixed order."""
     for begin in range(0, len(matrix), block):
         part = matrix[begin : begin + block]

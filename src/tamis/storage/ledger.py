@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tamis.storage.edges import Edges
 from tamis.storage.errors import RunError
 from tamis.storage.kernels import Int64s
 
@@ -72,7 +73,7 @@ class Drops:
             (schema `OUTSIDE`, a row for each row dropped).
         rules: every rule of the stage that would have dropped the row (type `RULES`), or None.
         report: figures for the manifest.
-        edges: pairs of positions (dropped or not) with their similarity, or None.
+        edges: pairs of positions (dropped or not), the better-ranked row second, or None.
         has_edges: whether edges were stored with these drops.
     """
 
@@ -86,7 +87,7 @@ class Drops:
     outside: pa.Table | None = None
     rules: pa.Array | None = None
     report: dict[str, Any] = field(default_factory=dict)
-    edges: tuple[Int64s, Int64s, Float64s] | None = None
+    edges: Edges | None = None
     has_edges: bool = False
 
     @classmethod
@@ -101,10 +102,13 @@ class Drops:
         similarity: Float64s | None = None,
         outside: pa.Table | None = None,
         report: dict[str, Any] | None = None,
-        edges: tuple[Int64s, Int64s, Float64s] | None = None,
+        edges: Edges | None = None,
     ) -> "Drops":
         """Rows dropped for one reason; what is not given is absent from the ledger."""
         none = np.full(len(rows), np.nan)
+        if isinstance(edges, tuple):
+            pairs, edges = edges, Edges()
+            edges.add(*pairs)
         limit = none if threshold is None else np.broadcast_to(threshold, len(rows)).astype(float)
         return cls(
             rows=rows,
@@ -117,6 +121,16 @@ class Drops:
             outside=outside,
             report=report or {},
             edges=edges,
+        )
+
+    def part(self, some: slice) -> "Drops":
+        """A run of these drops, without report and edges."""
+        columns = ("rows", "reason", "value", "threshold", "partner", "similarity")
+        return Drops(
+            reasons=self.reasons,
+            outside=None if self.outside is None else self.outside[some],
+            rules=None if self.rules is None else self.rules[some],
+            **{name: getattr(self, name)[some] for name in columns},
         )
 
 

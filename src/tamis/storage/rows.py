@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,14 @@ from tamis.storage.hashing import hash_batch, hex_ids
 from tamis.storage.ingest import lines_of
 from tamis.storage.kernels import Int64s, UInt64s
 from tamis.storage.places import Place, place_of
-from tamis.storage.sidecar import Part, read_sidecar, sidecar_once, sidecar_path
+from tamis.storage.sidecar import Part, sidecar_batches, sidecar_once, sidecar_path
 from tamis.storage.tasks import Done, Runner, Task
 
 UInt32s = npt.NDArray[np.uint32]
 OnDuplicateId = Literal["error", "copy"]
+
+#: Rows are numbered by 32-bit integers where they are grouped.
+MOST_ROWS = (1 << 31) - 1
 
 _IDENTITY_VERSION = 1
 _IDS = pa.schema([("id_hi", pa.uint64()), ("id_lo", pa.uint64()), ("unusable", pa.bool_())])
@@ -102,24 +105,29 @@ def identify(
         explicit_id: whether the user named an id column: rows that share it must be equal.
 
     Raises:
-        UserError: if an id stands for rows with different content and that is not allowed.
+        UserError: if an id stands for rows with different content and that is not allowed, or if
+            there are more than `MOST_ROWS`.
     """
+    if corpus.rows > MOST_ROWS:
+        raise UserError(
+            f"{corpus.rows:,} rows are more than one run can number, which is {MOST_ROWS:,}",
+            where="corpus",
+            mend="split the corpus into several runs",
+        )
     runner.map(task, corpus.sizes, done)
-    tables = [
-        read_sidecar(path, shard, step, _IDS.names)
-        for shard in corpus.shards
-        for path, step in [task.place(shard)]
-    ]
     start = starts_of(corpus.shards)
-    id_hi, id_lo, unusable = (_joined(tables, name) for name in ("id_hi", "id_lo", "unusable"))
+    id_hi, id_lo = np.empty(corpus.rows, np.uint64), np.empty(corpus.rows, np.uint64)
+    unusable = np.empty(corpus.rows, np.bool_)
+    for shard in corpus.shards:
+        path, step = task.place(shard)
+        row = int(start[shard.index])
+        for batch in sidecar_batches(path, shard, step, _IDS.names):
+            here = slice(row, row + batch.num_rows)
+            id_hi[here], id_lo[here] = batch["id_hi"].to_numpy(), batch["id_lo"].to_numpy()
+            unusable[here] = batch["unusable"].to_numpy(zero_copy_only=False)
+            row = here.stop
     copy = _number_copies(corpus, id_hi, id_lo, start, explicit_id, on_duplicate_id)
     return Rows(id_hi, id_lo, copy, unusable, start)
-
-
-def _joined(tables: list[pa.Table], name: str) -> npt.NDArray[Any]:
-    parts = [table[name].to_numpy() for table in tables]
-    kind = np.bool_ if name == "unusable" else np.uint64
-    return np.concatenate(parts) if parts else np.zeros(0, kind)
 
 
 def _hash_rows(shard: Shard, identity: list[str], required: list[str]) -> Iterator[Part]:
@@ -146,7 +154,7 @@ def _number_copies(
 ) -> UInt32s:
     copy = np.zeros(len(id_hi), np.uint32)
     first = first_with_pair(id_hi, id_lo)
-    repeats = np.flatnonzero(first != np.arange(len(first)))
+    repeats = np.flatnonzero(first != np.arange(len(first), dtype=np.int32))
     if len(repeats) == 0:
         return copy
     sharing = np.unique(np.r_[repeats, first[repeats]])
