@@ -104,12 +104,11 @@ class Digests(NamedTuple):
         """Take in the signatures of a run of rows; threads may share the arrays."""
         rows = len(found.matrix)
         keys = np.empty((self.banding.bands, rows), np.uint64)
-        sketch = np.empty(found.matrix.shape, np.uint8)
-        _digest(found.matrix, self.banding.rows, keys, sketch, self.whole[at : at + rows])
+        with self.sketch.filling(at, at + rows) as sketch:
+            _digest(found.matrix, self.banding.rows, keys, sketch, self.whole[at : at + rows])
         self.multiset[at : at + rows] = found.multiset + found.shingles.astype(np.uint64)
         for spill, values in zip(self.keys, keys, strict=True):
             spill.put(at, values)
-        self.sketch.put(at, sketch)
 
 
 @njit(**KERNEL)
