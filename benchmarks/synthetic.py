@@ -41,6 +41,7 @@ SENTENCES = 100_000
 COPIES = 0.2
 EDIT_RATES = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.10)
 SENTENCES_PER_LINE = 5
+MEDIAN_WORDS = 440
 
 ONSETS = (*"bcdfghklmnprstvw", "ch", "cl", "dr", "fl", "gr", "pl", "sh", "st", "th", "tr")
 VOWELS = (*"aeiou", "ai", "ea", "ou")
@@ -84,16 +85,20 @@ class Plan:
     typographic: Bools
 
 
-def make_corpus(documents: int, work: Path, non_ascii: float = 0.1) -> Corpus:
+def make_corpus(
+    documents: int, work: Path, non_ascii: float = 0.1, words: int = MEDIAN_WORDS
+) -> Corpus:
     """Make the corpus, or find it in `work`.
 
-    `non_ascii` is the share of documents with typographic quotation marks.
+    `non_ascii` is the share of documents with typographic quotation marks, `words` the median
+    length of an original.
     """
     work.mkdir(parents=True, exist_ok=True)
-    stem = f"synthetic-v{FORMAT}-{documents}-{round(non_ascii * 100):02d}"
+    length = "" if words == MEDIAN_WORDS else f"-{words}w"
+    stem = f"synthetic-v{FORMAT}-{documents}-{round(non_ascii * 100):02d}{length}"
     path, pairs_path = work / f"{stem}.parquet", work / f"{stem}.pairs.npz"
     if not (path.exists() and pairs_path.exists()):
-        write_corpus(documents, non_ascii, path, pairs_path)
+        write_corpus(documents, non_ascii, path, pairs_path, words)
     with np.load(pairs_path) as pairs:
         return Corpus(
             path=path,
@@ -105,10 +110,12 @@ def make_corpus(documents: int, work: Path, non_ascii: float = 0.1) -> Corpus:
         )
 
 
-def write_corpus(documents: int, non_ascii: float, path: Path, pairs_path: Path) -> None:
+def write_corpus(
+    documents: int, non_ascii: float, path: Path, pairs_path: Path, words: int = MEDIAN_WORDS
+) -> None:
     rng = np.random.default_rng(SEED)
     language = make_language(rng)
-    plan = make_plan(rng, documents, non_ascii, language)
+    plan = make_plan(rng, documents, non_ascii, language, words)
     left, right = cluster_pairs(plan.base)
     in_pair = np.zeros(documents, dtype=bool)
     in_pair[left] = in_pair[right] = True
@@ -171,11 +178,17 @@ def token_strings(words: list[str]) -> pa.Array:
 
 
 def make_plan(
-    rng: np.random.Generator, documents: int, non_ascii: float, language: Language
+    rng: np.random.Generator,
+    documents: int,
+    non_ascii: float,
+    language: Language,
+    median_words: int,
 ) -> Plan:
     copies = int(documents * COPIES)
     originals = documents - copies
-    words = np.clip(rng.lognormal(np.log(440), 0.5, originals), 60, 3000)
+    words = np.clip(
+        rng.lognormal(np.log(median_words), 0.5, originals), min(60, median_words // 2), 3000
+    )
     mean_sentence = language.sentence_start[-1] / SENTENCES
     count = np.maximum(3, np.round(words / mean_sentence)).astype(np.int64)
     start = np.concatenate([[0], np.cumsum(count)])
@@ -337,9 +350,10 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=20_000)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--non-ascii", type=float, default=0.1)
+    parser.add_argument("--words", type=int, default=MEDIAN_WORDS, help="of a median original")
     arguments = parser.parse_args()
     begin = time.perf_counter()
-    corpus = make_corpus(arguments.documents, arguments.work, arguments.non_ascii)
+    corpus = make_corpus(arguments.documents, arguments.work, arguments.non_ascii, arguments.words)
     print(f"{corpus.path}: {describe(corpus)} ({time.perf_counter() - begin:.1f} s)")
 
 

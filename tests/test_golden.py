@@ -17,6 +17,7 @@ import pytest
 import tamis
 from tamis.recipe import operators
 from tamis.scoring.embedding import Embedding
+from tamis.scoring.ngram_index import NgramIndex
 from tamis.scoring.operator import RowScorer
 from tamis.selectors.table_scorer import TableScorer
 from tamis.storage.catalog import query
@@ -25,6 +26,8 @@ from tests.conftest import make_texts, write_corpus
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TEXTS = [*make_texts(200, copies=0.5), "", "!", "Straße, Ünïcode", "漢字とかな", "a\nb\na\n"]
+#: What a reference holds: copies and edited copies of some of the texts.
+KNOWN = [*TEXTS[:20], *(f"{text} and more" for text in TEXTS[20:60]), "漢字とかな"]
 #: Text for scorers that look for what plain words do not have.
 MARKED = [
     "a@b.cd, (415) 555-2671 or 8.8.8.8",
@@ -59,9 +62,15 @@ MORE: dict[str, list[str]] = {
     **dict.fromkeys(("boilerplate", "language", "pii", "token_count"), MARKED),
     **dict.fromkeys(("c4", "fineweb_quality", "gopher_quality", "gopher_repetition"), PAGES),
 }
+#: Another corpus, which lies beside the corpus of the test.
+REFERENCE = {"path": "reference.parquet", "id": "id", "name": "reference"}
 SELECTORS: dict[str, dict[str, Any]] = {
     "exact_dedup": {},
     "near_dedup": {"threshold": 0.7},
+    "known_dedup": {
+        "threshold": 0.7,
+        "references": [{"path": "known.parquet", "id": "id", "name": "known"}],
+    },
     "where": {"keep": {"long": "length(text) > 50", "letters": "text LIKE '%a%'"}},
     "top": {"by": "number", "rows": 50},
     "quantile": {"by": "number", "low": 0.1, "high": 0.8},
@@ -70,33 +79,69 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "prototype_pruning": {"embedding": "vector", "fraction": 0.6},
     "d4": {"embedding": "vector", "fraction": 0.5},
     "cluster": {"embedding": "vector"},
+    "random_subset": {"fraction": 0.3, "epoch": 4},
+    "repeats": {},
+    "repetition_risk": {"near": 0.7, "max_repeats": 1},
+    "representative_sample": {"embedding": "vector", "rows": 40},
+    "subclass_balanced": {"embedding": "vector", "label": "number", "size": 2},
+    "semantic_leak": {"embedding": "vector", "threshold": 0.9, "references": [REFERENCE]},
+    "reference_similarity": {"embedding": "vector", "references": [REFERENCE]},
+    "importance_sample": {"embedding": "vector", "rows": 60, "target": REFERENCE},
+    "importance_weight": {"embedding": "vector", "target": REFERENCE},
+    "topics": {"topics": {"letters": ["alphabet", "a letter"], "web": ["cookies", "a page"]}},
 }
+#: Stages before it, and columns to look at: cosines differ in the last bits between processors.
+BEFORE = {"topics": [{"operator": "embedding", "precision": "float32"}]}
+COLUMNS = {"topics": ["topic"]}
+
+
+#: Operators that cut text, whose columns say what they do.
+CUTTERS: dict[str, dict[str, Any]] = {
+    "line_dedup": {"min_characters": 5, "normalisation": "folded"},
+    "paragraph_dedup": {"min_characters": 5},
+    "substring_dedup": {"min_bytes": 40, "bounds": "word"},
+}
+#: Operators that look for the n-grams of a benchmark.
+OVERLAPS = ("contamination", "decontaminate")
 
 
 def digest_of_operator(name: str) -> str:
     cls = operators()[name]
     if name == "embedding":
         return digest_of_vectors()
+    if name == "contamination_hits":
+        return digest_of_hits()
     if issubclass(cls, RowScorer):
         texts = [*TEXTS, *MORE.get(name, [])]
         found = cls(**SCORERS.get(name, {})).compute(pa.record_batch({"text": texts}))
         for column in found.schema.names:
             assert len(set(map(repr, found[column].to_pylist()))) > 1, f"{column} is not tried"
         return digest_of([repr(row) for row in found.to_pylist()])
+    if name in CUTTERS:
+        return digest_of_columns(name)
+    if name in OVERLAPS:
+        return digest_of_overlap(name)
     with tempfile.TemporaryDirectory() as folder:
         path = write_corpus(Path(folder) / "in.parquet", TEXTS)
         table = pl.read_parquet(path).with_columns(number=pl.int_range(pl.len()) * 37 % 101)
         vectors = np.random.default_rng(4).integers(-9, 10, (len(table), 5))
-        table.with_columns(vector=pl.Series(vectors.tolist())).write_parquet(path)
+        table = table.with_columns(vector=pl.Series(vectors.tolist()))
+        table.write_parquet(path)
+        table[::9].with_columns(pl.col("text") + "!").write_parquet(f"{folder}/reference.parquet")
+        write_corpus(Path(folder) / "known.parquet", KNOWN)
+        given = json.dumps(SELECTORS[name])
+        for reference in ("reference.parquet", "known.parquet"):
+            given = given.replace(reference, f"{folder}/{reference}")
+        params = json.loads(given)
         result = tamis.run(
             {
                 "corpus": {"path": str(path), "roles": {"text": "text", "id": "id"}},
-                "stages": [{"operator": name, **SELECTORS[name]}],
+                "stages": [*BEFORE.get(name, []), {"operator": name, **params}],
                 "workspace": f"{folder}/work",
             }
         )
         if issubclass(cls, TableScorer):
-            columns = ", ".join(cls(**SELECTORS[name]).fields().names)
+            columns = ", ".join(COLUMNS.get(name, cls(**params).fields().names))
             _, rows = query(result.workspace, f"SELECT {columns} FROM scores ORDER BY row_id")
             return digest_of([repr(row) for row in rows])
         rows = result.decisions.drop("shard", "row").sort("id_hi").collect().rows()
@@ -114,6 +159,59 @@ def digest_of_vectors() -> str:
     similar[similar > 0.9999] = -1  # copies, of which none is the closest
     rest = [found[name].to_pylist() for name in ("embedding_tokens", "embedding_truncated")]
     return digest_of([similar.argmax(axis=1).tolist(), rest])
+
+
+def digest_of_columns(name: str) -> str:
+    """What an operator that cuts text makes of rows that repeat one another."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_corpus(Path(folder) / "in.parquet", [*TEXTS, *PAGES, "漢字とかな\r\n" * 9])
+        stage = operators()[name](**CUTTERS[name])
+        assert isinstance(stage, TableScorer)
+        workspace = tamis.run(
+            {
+                "corpus": {"path": str(path), "roles": {"text": "text", "id": "id"}},
+                "stages": [stage.model_dump(mode="json")],
+                "workspace": f"{folder}/work",
+            }
+        ).workspace
+        names = ", ".join(stage.fields().names)
+        _, rows = query(workspace, f"SELECT {names} FROM scores ORDER BY row_id")
+        for column in zip(*rows, strict=True):
+            assert len(set(column)) > 1
+        return digest_of([repr(row) for row in rows])
+
+
+def digest_of_overlap(name: str) -> str:
+    """What an operator that looks for benchmark items finds in pages."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = write_corpus(Path(folder) / "in.parquet", [*TEXTS, *PAGES])
+        items = write_corpus(
+            Path(folder) / "bench.parquet", [PAGE[:120], PAGE[200:400], *TEXTS[:9]]
+        )
+        reference = {"path": str(items), "id": "id", "name": "bench"}
+        result = tamis.run(
+            {
+                "corpus": {"path": str(source), "roles": {"text": "text", "id": "id"}},
+                "stages": [{"operator": name, "references": [reference], "ngram": 8}],
+                "workspace": f"{folder}/work",
+            }
+        )
+        if name == "decontaminate":
+            rows = result.decisions.drop("shard", "row").sort("id_hi").collect().rows()
+        else:
+            rows = query(result.workspace, "SELECT * FROM scores ORDER BY row_id")[1]
+        assert len(set(rows)) > 10
+        return digest_of([repr(row) for row in rows])
+
+
+def digest_of_hits() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "index.npz"
+        NgramIndex.of(pa.array([PAGE[:120], PAGE[200:400], *TEXTS[:9]]), 8, 4, 10).write(path)
+        signal = operators()["contamination_hits"](index=str(path), digest="0")
+        assert isinstance(signal, RowScorer)
+        found = signal.compute(pa.record_batch({"text": [*TEXTS, *PAGES]}))
+        return digest_of([repr(row) for row in found.to_pylist()])
 
 
 @pytest.mark.parametrize("name", sorted(operators()))

@@ -10,11 +10,24 @@ Example:
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "RunError", "UserError", "__version__", "load_recipe", "run", "score"]
+__all__ = [
+    "Recipe",
+    "RunError",
+    "UserError",
+    "__version__",
+    "check",
+    "load_recipe",
+    "run",
+    "score",
+    "what_if",
+]
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from polars import DataFrame
+
+    from tamis.flows.differences import Difference
     from tamis.flows.direct import Result
     from tamis.recipe import Recipe, load_recipe
     from tamis.storage.errors import RunError, UserError
@@ -75,3 +88,72 @@ def score(operator: str, frame: Any, *, params: dict[str, Any] | None = None, **
     from tamis.flows.in_memory import score_frame
 
     return score_frame(operator, frame, params or {}, roles)
+
+
+def check(
+    texts: Any,
+    against: "str | Path | Result",
+    *,
+    text: str = "text",
+    threshold: float | None = None,
+    workspace: "str | Path | None" = None,
+) -> "DataFrame":
+    """Tell for texts whether a history holds them already, in nearly the same words.
+
+    Args:
+        texts: a string, a list of strings, or a polars, pandas or Arrow table.
+        against: a run's result, workspace or dataset; or a corpus, whose signatures are then kept
+            in ``CORPUS.tamis``.
+        text: column of the table, and of the corpus.
+        threshold: exact Jaccard similarity of shingles from which a text is known; the run's own.
+        workspace: where the signatures of a corpus are kept instead.
+
+    Returns:
+        A polars DataFrame with a row for every text: ``new``; of the row that it resembles most
+        ``row_id``, ``copy``, ``similarity`` (exact), ``excerpt``; and what the run decided on that
+        row: ``action``, ``stage``, ``reason``, ``partner``, ``partner_similarity``.
+
+    Raises:
+        UserError: if there is no such history, or it cannot be compared with.
+    """
+    from tamis.flows.check import as_texts, check_texts
+
+    place = getattr(against, "workspace", None) or against
+    where = None if workspace is None else str(workspace)
+    return check_texts(
+        as_texts(texts, text), str(place), threshold=threshold, text=text, workspace=where
+    )[0]
+
+
+def what_if(
+    run: "Result | str | Path",
+    changes: dict[str, Any] | None = None,
+    *,
+    move: str | None = None,
+    target_rows: int | None = None,
+    target_tokens: int | None = None,
+    target_characters: int | None = None,
+    evaluate: bool = False,
+) -> "Difference":
+    """Tell what a run would have kept under other rules; nothing is run or written anew.
+
+    Args:
+        run: a result, or the workspace of a run.
+        changes: parameters of its selectors, as in ``{"near_dedup.threshold": 0.7}``.
+        move: parameter that is moved until one of the targets is met.
+        evaluate: compute scores and signals that are missing, in place of leaving rows out.
+
+    Returns:
+        ``before``, ``after``, ``lost``, ``gained``, ``domains``, ``not_evaluated``, and
+        ``changed``, a polars DataFrame of the rows whose fate would change.
+
+    Raises:
+        UserError: for a stage, parameter or value that does not fit, or a corpus that has changed.
+    """
+    from tamis.flows.targets import Target, answer
+    from tamis.storage.places import place_of
+
+    wanted = {"rows": target_rows, "tokens": target_tokens, "characters": target_characters}
+    target = Target.given(move, wanted)
+    workspace = getattr(run, "workspace", None) or place_of(run)  # type: ignore[arg-type]
+    return answer(workspace, changes or {}, target=target, evaluate_more=evaluate)

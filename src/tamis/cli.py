@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from tamis import __version__
-from tamis.console import console, doc, figure, hints, progress, say, show, summary, table, tell
+from tamis.console import (
+    console,
+    doc,
+    figure,
+    hints,
+    progress,
+    say,
+    show,
+    summary,
+    table,
+    tell,
+    tell_difference,
+    tell_known,
+)
 
 if TYPE_CHECKING:
     from tamis.flows.direct import Result
@@ -241,21 +254,22 @@ def score(
     from tamis.storage.places import place_of
 
     row_scorer(name)
-    home = place_of(workspace or corpus.rstrip("/").split("*")[0].rstrip("/:") + ".tamis")
+    home = place_of(workspace or _beside(corpus))
     stage = {**_parameters(param or []), "operator": name}
     recipe = _recipe(corpus, format, {"text": text, "id": row_id}, [stage], None, str(home))
     fields = recipe.stages[0].fields()
-    scores = [field.name for field in fields if is_number(field.type)]
+    scores = [f.name for f in fields if is_number(f.type) and str(f.type) != "bool"]
     result = _execute(_with_limits(recipe, memory, workers), as_json)
     from tamis.storage.catalog import query
 
+    view = "signals" if recipe.stages[0].kind == "signal" else "scores"
     figures = []
     for column in scores:
         quoted = f'"{column}"'
         values = query(
             home,
             f"SELECT count({quoted}), min({quoted}), quantile_cont({quoted}, [.05, .5, .95]), "
-            f"max({quoted}) FROM scores WHERE NOT isnan({quoted}::DOUBLE)",
+            f"max({quoted}) FROM {view} WHERE NOT isnan({quoted}::DOUBLE)",
         )[1][0]
         low, middle, high = values[2] or (None, None, None)
         figures.append([column, values[0], values[1], low, middle, high, values[3]])
@@ -271,8 +285,58 @@ def score(
         ("score", "rows", "min", "5 %", "median", "95 %", "max"),
         [[str(f[0]), f"{f[1]:,}", *(figure(v) for v in f[2:])] for f in figures],
     )
-    say(f"scores   {home / 'scores'}")
-    say(f'try      tamis sql -w {home} "SELECT * FROM scores ORDER BY {scores[0]} DESC LIMIT 5"')
+    say(f"{view:<8} {home / view}")
+    if scores:
+        order = f"ORDER BY {scores[0]} DESC LIMIT 5"
+        say(f'try      tamis sql -w {home} "SELECT * FROM {view} {order}"')
+
+
+@app.command()
+def embed(
+    corpus: Annotated[str, typer.Argument(metavar="IN", help="File, folder, glob or URL.")],
+    model: Annotated[
+        str,
+        typer.Option(help="minilm, static, a sentence-transformers folder, or a name on the hub."),
+    ] = "minilm",
+    text: Text = "text",
+    row_id: Id = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(help="Parameter of the operator, as in store=float16 (repeatable)."),
+    ] = None,
+    format: Format = None,
+    workspace: Annotated[
+        str | None, typer.Option("--workspace", "-w", help="Folder of the vectors; IN.tamis.")
+    ] = None,
+    memory: Memory = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Embed every text; vectors of texts seen before are not computed again."""
+    from tamis.storage.places import place_of
+
+    home = place_of(workspace or _beside(corpus))
+    stage = {**_parameters(param or []), "operator": "embedding", "model": model}
+    roles = {"text": text, "id": row_id}
+    recipe = _recipe(corpus, format, roles, [stage], None, str(home))
+    result = _execute(_with_limits(recipe, memory, workers), as_json)
+    from tamis.storage.catalog import query
+
+    column = recipe.stages[0].stage
+    size = recipe.stages[0].fields().field(column).type.list_size
+    rows, tokens, truncated = query(
+        home,
+        f'SELECT count(*), sum("{column}_tokens")::BIGINT, count_if("{column}_truncated") '
+        f'FROM signals WHERE "{column}" IS NOT NULL',
+    )[1][0]
+    counts = {"vectors": rows, "dimensions": size, "tokens": tokens or 0, "truncated": truncated}
+    if as_json:
+        print(json.dumps({**summary(result), **counts}))
+        return
+    table(("", column), [[name, f"{count:,}"] for name, count in counts.items()])
+    say(f"took     {result.seconds:.1f} s")
+    say(f"vectors  {home / 'signals'}")
+    say(f'try      tamis sql -w {home} "SELECT row_id, {column} FROM signals LIMIT 5"')
 
 
 @app.command()
@@ -409,13 +473,106 @@ def why(
 
 
 @app.command()
+def check(
+    record: Annotated[
+        str,
+        typer.Argument(metavar="TEXT|FILE", help="A text, a file of rows or one text; - is stdin."),
+    ],
+    against: Annotated[
+        str, typer.Option(help="Workspace or dataset of a run, or a corpus.", show_default=False)
+    ],
+    threshold: Annotated[
+        float | None, typer.Option(help="Exact Jaccard similarity; the run's own if not given.")
+    ] = None,
+    text: Text = "text",
+    format: Format = None,
+    workspace: Annotated[
+        str | None,
+        typer.Option("--workspace", help="Where a corpus's signatures are kept; CORPUS.tamis."),
+    ] = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell whether a history holds a text already, in nearly the same words."""
+    from tamis.flows.check import check_texts, one_text, read_texts
+
+    texts = one_text(sys.stdin.read()) if record == "-" else read_texts(record, text, format)
+    with progress(as_json) as report:
+        found, rows, limit = check_texts(
+            texts,
+            against,
+            threshold=threshold,
+            text=text,
+            workspace=workspace,
+            workers=workers,
+            progress=report,
+        )
+    if as_json:
+        answers = {"rows": rows, "threshold": limit, "records": found.to_dicts()}
+        print(json.dumps(answers, ensure_ascii=False))
+        return
+    tell_known(found, rows, limit)
+
+
+@app.command("what-if")
+def what_if(
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="STAGE.PARAM=VALUE…", help="As in near_dedup.threshold=0.7."),
+    ] = None,
+    workspace: Looked = ".",
+    move: Annotated[
+        str | None, typer.Option(help="STAGE.PARAM that is moved until a target is met.")
+    ] = None,
+    target_rows: Annotated[int | None, typer.Option(help="Rows to keep.")] = None,
+    target_tokens: Annotated[int | None, typer.Option(help="Tokens to keep.")] = None,
+    target_characters: Annotated[int | None, typer.Option(help="Characters to keep.")] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Compute the scores and signals that are missing.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write all changed rows: .parquet, .csv or .jsonl.")
+    ] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Changed rows of a kind to print.")] = 3,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a run would have kept under other rules; nothing is run or written anew."""
+    from tamis.flows.differences import check_ending
+    from tamis.flows.targets import Target, answer
+    from tamis.flows.what_if import parsed_changes
+
+    if out is not None:
+        check_ending(out)
+    wanted = {"rows": target_rows, "tokens": target_tokens, "characters": target_characters}
+    target = Target.given(move, wanted)
+    with progress(as_json) as report:
+        found = answer(
+            _workspace(workspace),
+            parsed_changes(changes or []),
+            target=target,
+            evaluate_more=evaluate,
+            workers=workers,
+            progress=report,
+        )
+    if out is not None:
+        found.write(out)
+    if as_json:
+        print(json.dumps(found.as_json(examples), ensure_ascii=False))
+        return
+    tell_difference(found, examples)
+    if out is not None:
+        say(f"rows     {out}")
+
+
+@app.command()
 def sql(
     statement: Annotated[str, typer.Argument(metavar="QUERY", help="One SELECT over the views.")],
     workspace: Looked = ".",
     as_json: AsJson = False,
     limit: Annotated[int, typer.Option(help="Rows to print.")] = 50,
 ) -> None:
-    """Query what a run left: views rows, scores, decisions, why, runs."""
+    """Query what a run left: views rows, scores, decisions, why, certificates, runs."""
     from tamis.storage.catalog import query
 
     names, rows = query(_workspace(workspace), statement, limit + 1)
@@ -521,6 +678,11 @@ def demo(
         ]
         screen.print(Columns(sides))
     hints(result, pairs[0]["dropped"]["row_id"] if pairs else None)
+
+
+def _beside(corpus: str) -> str:
+    """Workspace of a command that only looks at a corpus."""
+    return corpus.rstrip("/").split("*")[0].rstrip("/:") + ".tamis"
 
 
 def _recipe(

@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from polars import DataFrame
+
+    from tamis.flows.differences import Difference
     from tamis.flows.direct import Result
     from tamis.storage.corpus import Progress
 
@@ -54,6 +57,11 @@ def progress(quiet: bool) -> "Iterator[Progress | None]":
 def summary(result: "Result") -> dict[str, Any]:
     return {
         "rows": result.manifest["rows"],
+        "certificates": {
+            stage["stage"]: stage["report"]["certificate"]
+            for stage in result.manifest["stages"]
+            if "certificate" in stage.get("report", {})
+        },
         "output": str(result.output) if result.output else None,
         "workspace": str(result.workspace),
         "seconds": round(result.seconds, 3),
@@ -78,6 +86,10 @@ def show(result: "Result") -> None:
             line("kept", rows["kept"]),
         ],
     )
+    from tamis.storage.dataset import certificates
+
+    for certified in certificates(result.manifest, texts=True):
+        say(certified)
 
 
 def hints(result: "Result", row_id: str | None) -> None:
@@ -123,6 +135,50 @@ def tell(row: dict[str, Any], step: int) -> None:
     say(f"  run        {row['run']}, recipe {row['recipe']}")
 
 
+def tell_difference(found: "Difference", examples: int) -> None:
+    for name, value in found.changes.items():
+        say(f"{name} = {value}")
+    for line in found.notes:
+        say(line)
+
+    def row(label: str, before: int, after: int) -> list[str]:
+        return [label, f"{before:,}", f"{after:,}", f"{after - before:+,}"]
+
+    table(
+        ("", "run", "what if", "change"),
+        [
+            row("in", found.rows_in, found.rows_in),
+            *(row(f"dropped: {name}", *counts) for name, counts in found.dropped.items()),
+            *(row(f"not evaluated: {s}", 0, count) for s, count in found.not_evaluated.items()),
+            *(row(f"kept: {name}", n, found.after[name]) for name, n in found.before.items()),
+        ],
+    )
+    if found.domains:
+        table(
+            ("domain", *(f"{name}: {side}" for name in found.before for side in ("run", "change"))),
+            [
+                [name, *(f for key in before for f in row("", before[key], after[key])[1:4:2])]
+                for name, (before, after) in found.domains.items()
+            ],
+        )
+    say(
+        f"{found.lost['rows']:,} rows would be lost and {found.gained['rows']:,} gained"
+        + (
+            ""
+            if found.exact
+            else f"; {sum(found.not_evaluated.values()):,} would have to be "
+            "evaluated first (--evaluate), and are left out of what follows"
+        )
+    )
+    if "characters" in found.before and found.tokens_by is None:
+        say("tokens are not counted: the recipe has no stage token_count")
+    shown = found.examples(examples)
+    if shown:
+        keys = ("change", "row_id", "reason", "value", "partner")
+        cut = {"row_id": 12, "partner": 12}  # as many digits as `tamis why` needs
+        table(keys, [[figure(entry[k])[: cut.get(k)] for k in keys] for entry in shown])
+
+
 def doc(cls: type[Any]) -> str:
     import inspect
 
@@ -162,3 +218,44 @@ def table(header: "list[str] | tuple[str, ...]", rows: list[list[str]]) -> None:
 
 def say(text: str) -> None:
     print(text)
+
+
+def tell_known(found: "DataFrame", rows: int, threshold: float) -> None:
+    """What `tamis check` found: one text at length, several in a table."""
+    known = found.filter(~found["new"])
+    if len(found) == 1:
+        for row in known.iter_rows(named=True):
+            say(f"known: {figure(row['similarity'])} similar to row {row['row_id']}")
+            say(f"  text       {figure(row['excerpt'])}")
+            if row["action"] is not None:
+                say(f"  decision   {_fate(row)}")
+        if not len(known):
+            say(f"new: none of {rows:,} rows is {threshold:g} similar or more")
+        return
+    if len(known):
+        lines = [
+            [
+                f"{place + 1:,}",
+                figure(row["similarity"]),
+                row["row_id"],
+                _fate(row),
+                figure(row["excerpt"]),
+            ]
+            for place, row in enumerate(found.iter_rows(named=True))
+            if not row["new"]
+        ]
+        table(("record", "similarity", "row_id", "decision", "text"), lines)
+    say(
+        f"{len(known):,} of {len(found):,} are known: at least {threshold:g} similar to one of "
+        f"{rows:,} rows"
+    )
+
+
+def _fate(row: dict[str, Any]) -> str:
+    """What a run decided on a row, in words."""
+    if row["action"] != "drop":
+        return "kept" if row["action"] == "keep" else ""
+    if row["partner"] is None:
+        return f"dropped by {row['reason']}"
+    source = f" of {row['partner_source']}" if row["partner_source"] is not None else ""
+    return f"dropped by {row['reason']}; {row['partner']}{source} stays in its place"

@@ -24,6 +24,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 # Importing an operator registers it; a new one is added here.
 from tamis.scoring import (  # noqa: F401
+    anchors,
     boilerplate,
     c4,
     compression,
@@ -33,7 +34,9 @@ from tamis.scoring import (  # noqa: F401
     gopher_repetition,
     language,
     minhash,
+    ngram_index,
     pii,
+    segments,
     text_stats,
     token_count,
 )
@@ -41,16 +44,20 @@ from tamis.scoring.operator import REGISTRY, Operator, RowScorer, operator_class
 from tamis.selectors import (  # noqa: F401
     budgets,
     cluster_scorer,
+    decontaminate,
     exact_dedup,
     importance,
+    known_dedup,
     near_dedup,
     prototypes,
     random_subset,
     repetition,
     representative_sample,
+    segment_dedup,
     semantic_leak,
     semdedup,
     subclasses,
+    substring_dedup,
     topics,
     where,
 )

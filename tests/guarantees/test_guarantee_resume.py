@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -20,6 +21,7 @@ from guarantee_tools import (
     digests,
     documents,
     leftovers,
+    manifest_of,
     read_dataset,
     recipe,
     table_of,
@@ -30,6 +32,9 @@ from guarantee_tools import (
 
 import tamis
 from tamis.scoring.minhash import MinHashSignature
+from tamis.scoring.shingles import ShingleSets
+from tamis.selectors import duplicates
+from tamis.storage.kernels import Int64s
 
 Bytes = dict[str, str]
 
@@ -246,6 +251,75 @@ def test_a_file_added_costs_only_its_own_signals(
     assert decisions_by_row(workspace_of(out)) == decisions_by_row(workspace_of(clean))
     assert read_dataset(out).equals(read_dataset(clean))
     check_balance(workspace_of(out), out)
+
+
+def _decided(out: Path) -> dict[str, bytes]:
+    """Bytes of a dataset and of what was decided for it, by the places they have in the run."""
+    work = workspace_of(out)
+    manifest = manifest_of(work)
+    names = [*manifest["ledger"], *manifest["edges"].values()]
+    found = {f"work/{name}": (work / name).read_bytes() for name in names}
+    for stage in manifest["stages"]:
+        (path,) = {
+            path.name: path
+            for path in (work / "decisions").glob(f"{stage['operator']}-*.parquet")
+            if path.name in {Path(name).name for name in manifest["edges"].values()}
+        }.values()
+        found[path.name] = path.read_bytes()
+    return found | {f"out/{path.name}": path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.mark.parametrize("rank", ["longest", "number"])
+@pytest.mark.parametrize("added", ["z.parquet", "a.parquet"])
+def test_an_increment_has_the_bytes_of_a_clean_run(
+    tmp_path: Path, added: str, rank: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+    honest = duplicates.exact_jaccard
+
+    def spy(sets: ShingleSets, left: Int64s, *rest: Any) -> Any:
+        compared.append(len(left))
+        return honest(sets, left, *rest)
+
+    monkeypatch.setattr(duplicates, "exact_jaccard", spy)
+    texts = documents(28, 600)
+    # Better-ranked than survivors of old, and dropped by them, and new to all.
+    later = [f"{text} and what was added to it later" for text in texts[:40]]
+    later += [*texts[100:120], *(text[: len(text) * 9 // 10] for text in texts[200:240])]
+    later += documents(29, 30)
+    for number in range(3):
+        piece = texts[number * 200 : number * 200 + 200]
+        write_parquet(tmp_path / f"in/m{number}.parquet", table_of(piece, number * 200), 50)
+    stages = [{"operator": "near_dedup", "threshold": 0.7, "rank": rank}]
+    options = {"shard_bytes": 1}
+    out, clean = tmp_path / "out", tmp_path / "clean"
+    first = tamis.run(recipe(tmp_path / "in", out, stages, corpus_options=options))
+    before = first.kept.collect()
+    compared.clear()
+    write_parquet(tmp_path / "in" / added, table_of(later, 600), 50)
+    tamis.run(recipe(tmp_path / "in", out, stages, corpus_options=options))
+    again, compared[:] = sum(compared), []
+    after = tamis.run(recipe(tmp_path / "in", clean, stages, corpus_options=options))
+    for name, found in _decided(clean).items():
+        if name != "out/manifest.json":
+            assert _decided(out)[name] == found, name
+    ids = ["id_hi", "id_lo", "copy"]
+    assert len(before.join(after.kept.collect(), on=ids, how="anti")) > 5, "no survivor was beaten"
+    assert again < 0.8 * sum(compared)
+
+
+def test_pairs_of_texts_that_have_changed_are_compared_again(tmp_path: Path) -> None:
+    """The same ids with other texts: nothing that was known of them holds."""
+    texts = documents(30, 200)
+    stages = [{"operator": "near_dedup", "threshold": 0.7}]
+    out, clean = tmp_path / "out", tmp_path / "clean"
+    write_parquet(tmp_path / "in/a.parquet", table_of(texts[:150]))
+    write_parquet(tmp_path / "in/b.parquet", table_of(texts[150:], 150))
+    tamis.run(recipe(tmp_path / "in", out, stages))
+    write_parquet(tmp_path / "in/b.parquet", table_of(texts[:50], 150))
+    for place in (out, clean):
+        tamis.run(recipe(tmp_path / "in", place, stages))
+    assert decisions_by_row(workspace_of(out)) == decisions_by_row(workspace_of(clean))
 
 
 def test_a_changed_file_costs_only_its_own_signals(tmp_path: Path, signed: list[str]) -> None:

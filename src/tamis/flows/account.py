@@ -7,17 +7,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from tamis.flows.steps import Decided, Run
 from tamis.storage.columns import Mask
 from tamis.storage.corpus import Shard
 from tamis.storage.files import digest_of, whole_file
+from tamis.storage.hashing import hash_batch
 from tamis.storage.kernels import in_threads
 from tamis.storage.ledger import DECISION, OUTSIDE, QUARANTINED, RULES, Drops
 from tamis.storage.places import Place, parquet_file, place_errors
 from tamis.storage.sidecar import PLACE, Part, sidecar_once, sidecar_path
 
-_LEDGER_VERSION = 2
+_LEDGER_VERSION = 3
 _DROP_COLUMNS = (
     "stage",
     "reason",
@@ -44,13 +46,19 @@ def _reason(stage: str, name: str) -> str:
 
 
 def write_ledger(run: Run) -> list[Place]:
-    """One decision for every row, shard by shard."""
-    step = digest_of([_LEDGER_VERSION, [(d.stage, d.step) for d in run.decided]])
+    """One decision for every row, shard by shard.
+
+    A shard's part rests on what was decided of its own rows only, so that it stays as it is where
+    new shards change nothing of that.
+    """
 
     def work(shard: Shard) -> Place:
-        key = digest_of([step, shard.digest, run.rows.digest(shard)])
+        drops = drops_in(run, run.rows.of(shard))
+        key = digest_of(
+            [_LEDGER_VERSION, shard.digest, run.rows.digest(shard), _digest(run, shard, drops)]
+        )
         path = sidecar_path(run.workspace / "ledger", shard, key)
-        sidecar_once(path, shard, key, DECISION, lambda: _decisions_of(run, shard))
+        sidecar_once(path, shard, key, DECISION, lambda: _decisions_of(run, shard, drops))
         return path
 
     if not run.corpus.shards:
@@ -59,6 +67,16 @@ def write_ledger(run: Run) -> list[Place]:
             pq.write_table(pa.schema([*PLACE, *DECISION]).empty_table(), temporary)
         return [path]
     return in_threads(work, run.corpus.shards, run.runner.workers)
+
+
+def _digest(run: Run, shard: Shard, drops: pa.Table) -> str:
+    """Of a shard's part of `drops_in`, wherever in the corpus the shard stands."""
+    inside = pa.array(drops["position"].to_numpy() - run.rows.of(shard).start)
+    state = xxhash.xxh3_128()
+    for batch in drops.set_column(0, "position", inside).combine_chunks().to_batches():
+        for half in hash_batch(batch):
+            state.update(np.ascontiguousarray(half).data)
+    return state.hexdigest()
 
 
 def ledger_counts(paths: list[Place]) -> dict[str, int]:
@@ -72,9 +90,8 @@ def ledger_counts(paths: list[Place]) -> dict[str, int]:
     return dict(counts)
 
 
-def _drops_in(run: Run, shard: Shard) -> pa.Table:
-    """All stages' drops in a shard, in order of position; a row is dropped by one at most."""
-    here = run.rows.of(shard)
+def drops_in(run: Run, here: slice) -> pa.Table:
+    """All stages' drops in a run of rows, by position; a row is dropped by one stage at most."""
     parts = []
     for decided in run.decided:
         first, last = np.searchsorted(decided.drops.rows, [here.start, here.stop]).tolist()
@@ -119,9 +136,8 @@ def _partners(run: Run, drops: Drops) -> dict[str, pa.Array]:
     }
 
 
-def _decisions_of(run: Run, shard: Shard) -> Iterator[Part]:
+def _decisions_of(run: Run, shard: Shard, part: pa.Table) -> Iterator[Part]:
     here = run.rows.of(shard)
-    part = _drops_in(run, shard)
     count = shard.rows
     at = np.zeros(count, np.int64)
     absent = np.ones(count, np.bool_)

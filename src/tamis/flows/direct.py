@@ -28,6 +28,7 @@ from tamis.flows.checks import check_columns, memory_needed
 from tamis.flows.steps import Run, score, select, set_aside, write_dataset
 from tamis.recipe import Recipe
 from tamis.scoring.operator import RowScorer, Signal
+from tamis.selectors.reference import references_of
 from tamis.selectors.selector import Selector
 from tamis.selectors.table_scorer import TableScorer
 from tamis.storage.catalog import WORKSPACE_MANIFEST, write_catalog
@@ -39,7 +40,7 @@ from tamis.storage.files import digest_of, locked, write_json
 from tamis.storage.ingest import PYTHON_SCHEME, open_corpus
 from tamis.storage.ledger import QUARANTINED, Balance
 from tamis.storage.memory import show_bytes, watch_memory
-from tamis.storage.places import STORES, Place, absolute, is_remote, place_of, shown
+from tamis.storage.places import STORES, Place, absolute, is_remote, kind_of, place_of, shown
 from tamis.storage.rows import Identify, identify
 from tamis.storage.tables import scan
 from tamis.storage.tasks import Runner, Threads
@@ -125,7 +126,7 @@ def run_recipe(
     clock = Clock()
     with watch_memory() as watch, locked(workspace):
         with clock.step("corpus"):
-            run, bound = _open(recipe, workspace, runner, report)
+            run, bound = open_run(recipe, workspace, runner, report)
             quarantine = set_aside(run)
         for stage in run.recipe.stages:
             with clock.step(stage.stage):
@@ -247,6 +248,26 @@ def _check_inputs(recipe: Recipe, corpus: Corpus) -> None:
                 )
 
 
+def _check_references(recipe: Recipe) -> None:
+    """Refuse a reference that holds what the run writes: run again, it would drop its own rows.
+
+    Raises:
+        UserError: naming the reference.
+    """
+    if recipe.output is None:
+        return
+    output = place_of(recipe.output.path)
+    for reference in (found for stage in recipe.stages for found in references_of(stage)):
+        searched = place_of(reference.path)
+        own = kind_of(searched) == "directory" and _inside(output, searched)
+        if own or any(_inside(place_of(file), output) for file in reference.files):
+            raise UserError(
+                "the reference holds this run's own output",
+                where=shown(reference.path),
+                mend="write elsewhere, and move the dataset there once the run has ended",
+            )
+
+
 def columns_of(recipe: Recipe) -> list[str]:
     """Names of a corpus's columns."""
     part = recipe.corpus
@@ -254,7 +275,7 @@ def columns_of(recipe: Recipe) -> list[str]:
     return list(corpus.schema.names)
 
 
-def _open(recipe: Recipe, workspace: Place, runner: Runner, report: Progress) -> tuple[Run, int]:
+def open_run(recipe: Recipe, workspace: Place, runner: Runner, report: Progress) -> tuple[Run, int]:
     """Open the corpus, hold the recipe against it, and give every row its id.
 
     Returns the run and the bytes of memory it may need.
@@ -267,6 +288,7 @@ def _open(recipe: Recipe, workspace: Place, runner: Runner, report: Progress) ->
     )
     report("reading the corpus", 1, 1)
     _check_inputs(recipe, corpus)
+    _check_references(recipe)
     check_columns(recipe, corpus.schema)
     bound, largest = memory_needed(recipe, corpus, runner.workers)
     if recipe.memory is not None and bound > recipe.memory:
@@ -318,11 +340,22 @@ def _with_places(
                 name: {
                     "columns": found.operator.fields().names,
                     "files": [inside(path) for path in found.paths],
+                    "steps": list(found.steps),
                 }
                 for name, found in run.evaluated.items()
                 if isinstance(found.operator, Signal) == (view == "signals")
             }
             for view in ("scores", "signals")
+        },
+        "sidecars": {
+            stage: {
+                one.operator.operator: {
+                    "files": [inside(path) for path in one.paths],
+                    "steps": list(one.steps),
+                }
+                for one in found
+            }
+            for stage, found in run.signals.items()
         },
         "edges": {d.stage: inside(d.edges) for d in run.decided if d.edges},
         "quarantine": inside(quarantine) if quarantine else None,
@@ -378,6 +411,7 @@ def _shard_entries(corpus: Corpus, workspace: Place) -> list[dict[str, Any]]:
             {
                 "shard": shard.index,
                 "path": str(absolute(shard.path)).removeprefix(home),
+                "groups": [shard.groups.start, shard.groups.stop],
                 "first_row": shard.first_row,
                 "rows": shard.rows,
                 "bytes": shard.bytes,

@@ -18,7 +18,7 @@ def score_frame(
         scorer = row_scorer(operator)(**params)
     except ValidationError as error:
         raise UserError(f"{operator}: {error.errors()[0]['msg']}") from error
-    table = _as_arrow(frame)
+    table = as_arrow(frame)
     columns = []
     for role in scorer.roles:
         name = roles.get(role, role)
@@ -40,7 +40,12 @@ def score_frame(
     return found
 
 
-def _as_arrow(frame: Any) -> pa.Table:
+def as_arrow(frame: Any) -> pa.Table:
+    """A polars, pandas or Arrow table as an Arrow table.
+
+    Raises:
+        UserError: for anything else.
+    """
     if isinstance(frame, pa.Table):
         return frame
     if isinstance(frame, pa.RecordBatch):

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from tamis.flows.earlier import known_pairs
 from tamis.recipe import Recipe
-from tamis.scoring.evaluate import Evaluated, evaluate
+from tamis.scoring.evaluate import Evaluated, evaluate, located
 from tamis.scoring.operator import RowScorer, Signal
+from tamis.selectors.known_pairs import Known
 from tamis.selectors.selector import Selector, TableOperator
-from tamis.selectors.table import Table
+from tamis.selectors.table import Table, signal_key
 from tamis.selectors.table_scorer import TableScorer, evaluate_table
 from tamis.storage.columns import Beside, Mask, Source, keep_mask
 from tamis.storage.corpus import Corpus, Progress
@@ -45,7 +47,12 @@ class Decided:
 
 @dataclass
 class Run:
-    """What is known of a run while it goes on."""
+    """What is known of a run while it goes on.
+
+    Attributes:
+        signed: by `signal_key`, the rows that the first stage to ask a signal asked it of.
+        signals: by selector, where the signals that it asked for lie.
+    """
 
     recipe: Recipe
     workspace: Place
@@ -59,6 +66,8 @@ class Run:
     scores: dict[str, Evaluated] = field(default_factory=dict)
     evaluated: dict[str, Evaluated] = field(default_factory=dict)
     decided: list[Decided] = field(default_factory=list)
+    signed: dict[str, Mask] = field(default_factory=dict)
+    signals: dict[str, list[Evaluated]] = field(default_factory=dict)
 
     @property
     def rewritten(self) -> dict[str, Source]:
@@ -128,7 +137,7 @@ def _bad_rows(run: Run) -> Iterator[pa.Table]:
 def score(run: Run, stage: RowScorer | TableScorer) -> None:
     """Evaluate a scorer on the rows still kept; later stages read the text it rewrites."""
     if isinstance(stage, TableScorer):
-        step, table = _step(run, stage), _table(run)
+        step, table = step_of(run, stage), table_of(run)
         evaluated = run.runner.step(stage.stage, lambda: evaluate_table(stage, table, step))
         run.progress(stage.stage, 1, 1)
     else:
@@ -149,12 +158,13 @@ def score(run: Run, stage: RowScorer | TableScorer) -> None:
 
 def select(run: Run, stage: Selector) -> None:
     """Let a selector decide, or take what it decided before from the same input."""
-    step = _step(run, stage)
+    step = step_of(run, stage)
+    run.signals[stage.stage] = [_signed(run, signal) for signal in stage.signals()]
     path = run.workspace / "decisions" / f"{stage.operator}-{step[:16]}.parquet"
     edges = run.workspace / "edges" / path.name
     stored = _load_drops(path, step)
     if stored is None or (stored.has_edges and kind_of(edges) is None):
-        stored = run.runner.step(stage.stage, lambda: _decide(run, stage))
+        stored = run.runner.step(stage.stage, lambda: decide(stage, _with_known(run, stage)))
         if stored.edges is not None:
             _store_edges(run, stored.edges, edges)
             stored.edges = None
@@ -165,7 +175,20 @@ def select(run: Run, stage: Selector) -> None:
     run.decided.append(Decided(stage.stage, stage.operator, stored, path, with_edges, step))
 
 
-def _step(run: Run, stage: TableOperator) -> str:
+def _with_known(run: Run, stage: Selector) -> Table:
+    """The rows still kept, with what the last run in the workspace knew of their pairs."""
+    table = table_of(run)
+    found = known_pairs(stage, run.recipe, run.workspace, run.corpus, run.rows, run.columns)
+    return table if found is None else replace(table, known=Known(found, table.positions))
+
+
+def _signed(run: Run, signal: RowScorer) -> Evaluated:
+    """Where a signal lies that was or will be computed for all stages that ask for it."""
+    rows = run.signed.setdefault(signal_key(signal, run.columns), run.kept.copy())
+    return located(signal, run.corpus, rows, run.columns, run.workspace, "signals")
+
+
+def step_of(run: Run, stage: TableOperator) -> str:
     """Key of a stage that sees the whole table."""
     read = sorted(stage.reads())
     return digest_of(
@@ -181,7 +204,7 @@ def _step(run: Run, stage: TableOperator) -> str:
     )
 
 
-def _table(run: Run) -> Table:
+def table_of(run: Run) -> Table:
     """The rows still kept, as selectors see them."""
     return Table(
         run.corpus,
@@ -194,7 +217,8 @@ def _table(run: Run) -> Table:
         run.workspace,
         run.runner,
         run.progress,
-        run.spare,
+        signed=run.signed,
+        spare=run.spare,
     )
 
 
@@ -204,8 +228,8 @@ def _key(run: Run, source: Source) -> Any:
     return source
 
 
-def _decide(run: Run, stage: Selector) -> Drops:
-    table = _table(run)
+def decide(stage: Selector, table: Table) -> Drops:
+    """A selector's drops, in corpus positions."""
     positions = table.positions
     drops = stage.select(table)
     drops.rows = positions[drops.rows]

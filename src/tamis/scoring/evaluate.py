@@ -10,6 +10,7 @@ import pyarrow as pa
 import xxhash
 
 from tamis.scoring.operator import RowScorer, Scorer, operator_class
+from tamis.scoring.reuse import KEYS, Once, content_keys, keep_known, known_rows
 from tamis.storage.columns import (
     Beside,
     Mask,
@@ -19,11 +20,12 @@ from tamis.storage.columns import (
     read_columns,
     source_key,
 )
-from tamis.storage.corpus import Corpus, Shard, shards_in, starts_in
+from tamis.storage.corpus import Corpus, Shard, shards_in, starts_in, starts_of
 from tamis.storage.files import digest_of, keep_json
 from tamis.storage.places import Place, absolute, place_of
 from tamis.storage.sidecar import (
     Part,
+    is_done,
     read_sidecar,
     sidecar_batches,
     sidecar_once,
@@ -48,14 +50,14 @@ class Evaluated:
 
     @classmethod
     def lying_in(
-        cls, folder: Place, operator: Scorer, corpus: Corpus, steps: Sequence[str], workspace: Place
+        cls, folder: Place, operator: Scorer, corpus: Corpus, steps: Sequence[str], orders: Place
     ) -> "Evaluated":
         """Sidecars of all shards of a corpus, by their steps."""
         paths = tuple(
             sidecar_path(folder, shard, step)
             for shard, step in zip(corpus.shards, steps, strict=True)
         )
-        results = keep_json(workspace / "orders", {"folder": str(folder), "steps": list(steps)})
+        results = keep_json(orders, {"folder": str(folder), "steps": list(steps)})
         return cls(operator, corpus.shards, paths, tuple(steps), results)
 
     def column(self, name: str) -> Beside:
@@ -67,9 +69,24 @@ class Evaluated:
         for index in range(len(self.shards)):
             yield from self.of_shard(index, columns)
 
-    def of_shard(self, index: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """One sidecar's columns in bounded batches."""
-        return sidecar_batches(self.paths[index], self.shards[index], self.steps[index], columns)
+    def of_shard(
+        self, index: int, columns: Sequence[str], inside: Mask | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """One sidecar's columns in bounded batches.
+
+        Args:
+            inside: the rows of the shard that are wanted, of which it may hold more; all it holds
+                if not given.
+        """
+        places = (self.paths[index], self.shards[index], self.steps[index])
+        if inside is None or inside.all():
+            yield from sidecar_batches(*places, columns)
+            return
+        for batch in sidecar_batches(*places, ["row", *columns]):
+            here = inside[batch["row"].to_numpy()]
+            found = batch.select(list(columns))
+            if here.any():
+                yield found if here.all() else found.filter(pa.array(here))
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The sidecars' columns, one table a shard."""
@@ -86,6 +103,7 @@ class Evaluate(Task):
         kept: mask of all rows, see `keep_mask`.
         read: where the values of every role come from.
         folder: where the sidecars lie.
+        known: for a costly operator, index of what was computed before, see `keep_known`.
     """
 
     task: Literal["evaluate"] = "evaluate"
@@ -95,6 +113,7 @@ class Evaluate(Task):
     kept: str
     read: dict[str, Source]
     folder: str
+    known: str | None = None
 
     @property
     def title(self) -> str:
@@ -114,14 +133,24 @@ class Evaluate(Task):
         step = digest_of([self.scorer.key_parts(), read, shard.digest, state])
         return sidecar_path(place_of(self.folder), shard, step), step
 
-    def run(self, item: int) -> list[str]:
-        """Path and step of the sidecar."""
+    def sidecar(self, item: int) -> tuple[Mask, Place, str]:
+        """The rows of a shard that are seen, and path and step of its sidecar."""
         shard, start = shards_in(self.shards)[item], starts_in(self.shards)
         seen = kept_mask(self.kept)[start[item] : start[item + 1]]
-        path, step = self.place(shard, seen)
+        return seen, *self.place(shard, seen)
+
+    def run(self, item: int) -> list[str]:
+        """Path and step of the sidecar."""
+        shard = shards_in(self.shards)[item]
+        seen, path, step = self.sidecar(item)
         scorer = self.scorer
-        compute = partial(_compute, scorer, shard, seen, self.read)
-        sidecar_once(path, shard, step, scorer.fields(), compute)
+        columns = scorer.fields()
+        if scorer.costly:
+            columns = pa.schema([*columns, *KEYS])
+            compute = partial(_compute_once, scorer, shard, seen, self.read, self.known)
+        else:
+            compute = partial(_compute, scorer, shard, seen, self.read)
+        sidecar_once(path, shard, step, columns, compute)
         return [str(path), step]
 
 
@@ -134,6 +163,7 @@ def evaluate(
     room: str,
     runner: Runner,
     done: Done | None = None,
+    orders: Place | None = None,
 ) -> Evaluated:
     """Compute an operator for the rows still kept.
 
@@ -142,18 +172,65 @@ def evaluate(
         columns: where the values of every role come from.
         room: folder of the workspace that its sidecars lie in.
         done: called with every shard that is done.
+        orders: folder of what workers are told; the workspace's own if not given.
     """
     workspace = absolute(workspace)
-    folder = workspace / room / operator.operator
-    task = Evaluate(
+    orders = orders or workspace / "orders"
+    task = _task(operator, corpus, kept, columns, workspace / room, orders)
+    if operator.costly:
+        wanted = [task.sidecar(item)[1].name for item in range(len(corpus.shards))]
+        folder = place_of(task.folder)
+        known = keep_known(folder, wanted, operator.fields(), orders, runner.workers)
+        task = task.model_copy(update={"known": known})
+    found = runner.map(task, corpus.sizes, done)
+    steps = [step for _, step in found]
+    return Evaluated.lying_in(place_of(task.folder), operator, corpus, steps, orders)
+
+
+def located(
+    operator: RowScorer,
+    corpus: Corpus,
+    kept: Mask,
+    columns: Mapping[str, Source],
+    workspace: Place,
+    room: str,
+) -> Evaluated:
+    """Where `evaluate` with the same arguments puts what it computes."""
+    workspace = absolute(workspace)
+    orders = workspace / "orders"
+    task = _task(operator, corpus, kept, columns, workspace / room, orders)
+    steps = [task.sidecar(item)[2] for item in range(len(corpus.shards))]
+    return Evaluated.lying_in(place_of(task.folder), operator, corpus, steps, orders)
+
+
+def rows_missing(found: Evaluated, kept: Mask) -> int:
+    """Rows of `located` sidecars that are not there."""
+    start = starts_of(found.shards)
+    return sum(
+        int(kept[start[shard.index] : start[shard.index + 1]].sum())
+        for shard, path, step in zip(found.shards, found.paths, found.steps, strict=True)
+        if not is_done(path, shard, step)
+    )
+
+
+def _task(
+    operator: RowScorer,
+    corpus: Corpus,
+    kept: Mask,
+    columns: Mapping[str, Source],
+    room: Place,
+    orders: Place,
+) -> Evaluate:
+    folder = room / operator.operator
+    if operator.costly:  # what one operator has computed lies together, to be found again
+        folder /= digest_of(operator.key_parts())[:16]
+    return Evaluate(
         operator=operator.model_dump(mode="json"),
-        shards=corpus.keep(workspace / "orders"),
-        kept=keep_mask(kept, workspace / "orders"),
+        shards=corpus.keep(orders),
+        kept=keep_mask(kept, orders),
         read={role: columns[role] for role in operator.roles},
         folder=str(folder),
     )
-    found = runner.map(task, corpus.sizes, done)
-    return Evaluated.lying_in(folder, operator, corpus, [step for _, step in found], workspace)
 
 
 def _compute(
@@ -161,3 +238,12 @@ def _compute(
 ) -> Iterator[Part]:
     for rows, batch in read_columns(shard, read, seen):
         yield rows, operator.compute(batch)
+
+
+def _compute_once(
+    operator: RowScorer, shard: Shard, seen: Mask, read: Mapping[str, Source], known: str | None
+) -> Iterator[Part]:
+    keys = content_keys(read_columns(shard, read, seen))
+    once = Once(operator.compute, operator.fields(), keys, known_rows(known) if known else None)
+    for rows, batch in read_columns(shard, read, seen):
+        yield rows, once.next(batch)

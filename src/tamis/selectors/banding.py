@@ -10,7 +10,7 @@ from numba import njit, uint8, uint64
 from tamis.scoring.minhash import Signatures
 from tamis.storage.errors import RunError
 from tamis.storage.grouping import Int32s, counting_sort, first_with_key
-from tamis.storage.kernels import KERNEL, Int64s, UInt64s, fmix64, in_threads
+from tamis.storage.kernels import KERNEL, Bytes, Int64s, UInt64s, fmix64, in_threads
 from tamis.storage.spill import Spill, SpillRoom
 
 _NOTHING = (np.zeros(0, np.int32), np.zeros(0, np.int32))
@@ -75,6 +75,15 @@ def _digest(signatures, rows, keys, sketch, whole):  # type: ignore[no-untyped-d
         whole[d] = h
 
 
+def digest(found: Signatures, banding: Banding) -> tuple[UInt64s, Bytes, UInt64s]:
+    """Keys ``(bands, rows)``, sketch and hash of the whole of some signatures; see `Digests`."""
+    rows = len(found.matrix)
+    keys = np.empty((banding.bands, rows), np.uint64)
+    sketch, whole = np.empty(found.matrix.shape, np.uint8), np.empty(rows, np.uint64)
+    _digest(found.matrix, banding.rows, keys, sketch, whole)
+    return keys, sketch, whole
+
+
 class Digests(NamedTuple):
     """What is kept of the signatures of a table, whose rows fill it in any order.
 
@@ -103,12 +112,11 @@ class Digests(NamedTuple):
     def put(self, at: int, found: Signatures) -> None:
         """Take in the signatures of a run of rows; threads may share the arrays."""
         rows = len(found.matrix)
-        keys = np.empty((self.banding.bands, rows), np.uint64)
-        with self.sketch.filling(at, at + rows) as sketch:
-            _digest(found.matrix, self.banding.rows, keys, sketch, self.whole[at : at + rows])
+        keys, sketch, self.whole[at : at + rows] = digest(found, self.banding)
         self.multiset[at : at + rows] = found.multiset + found.shingles.astype(np.uint64)
         for spill, values in zip(self.keys, keys, strict=True):
             spill.put(at, values)
+        self.sketch.put(at, sketch)
 
 
 @njit(**KERNEL)

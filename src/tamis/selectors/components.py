@@ -239,13 +239,13 @@ class SpilledSets:
         self._size: Int64s = np.zeros(len(counts), np.int64)
         self._hashes = room.array((int(self._start[-1]),), np.uint64)
 
-    def fill(self, at: slice, text: pa.Array, rows: Int64s, shingling: Shingling) -> None:
+    def fill(self, text: pa.Array, rows: Int64s, at: slice, shingling: Shingling) -> None:
         """Put in the sets of a run of the batches' rows; threads may do so at once.
 
         Args:
-            at: the run of `Batches.rows`.
             text: string or large_string array.
             rows: their positions in `text`.
+            at: the run of `Batches.rows`.
         """
         for place, run in self._batches.pieces(at.start, at.stop):
             end = place + len(run)

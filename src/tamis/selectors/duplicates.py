@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tamis.scoring.shingles import Shingling
+from tamis.scoring.shingles import ShingleSets, Shingling
 from tamis.selectors.banding import Banding, Buckets, Digests, bucket_lists, shared_buckets
 from tamis.selectors.components import (
     BATCH_BYTES,
@@ -17,7 +18,8 @@ from tamis.selectors.components import (
     SpilledSets,
 )
 from tamis.selectors.jaccard import Float64s, exact_jaccard
-from tamis.selectors.survivors import Survival, Verify, survivors
+from tamis.selectors.known_pairs import Known, Verify, foresee, remembering
+from tamis.selectors.survivors import Survival, survivors
 from tamis.storage.edges import Edges
 from tamis.storage.errors import RunError
 from tamis.storage.grouping import Int32s, first_with_pair
@@ -191,6 +193,25 @@ class Candidates:
             counts[rows],
         )
 
+    def survivors(
+        self,
+        verify: Verify,
+        threshold: float,
+        edge_floor: float,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Survival:
+        """See `survivors`."""
+        return survivors(
+            self.buckets,
+            self.component,
+            self.sketch,
+            verify,
+            banding=self.banding,
+            threshold=threshold,
+            edge_floor=edge_floor,
+            progress=progress,
+        )
+
 
 def decide(
     candidates: Candidates,
@@ -200,6 +221,7 @@ def decide(
     edge_floor: float,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    known: Known | None = None,
 ) -> Survival:
     """Verify candidates and say who survives, in numbers of ranks.
 
@@ -208,17 +230,33 @@ def decide(
         threshold: exact Jaccard similarity of a duplicate.
         edge_floor: smallest similarity of a pair that is reported as an edge.
         progress: called with rows decided and rows in all.
+        known: pairs of these rows that were compared before. They change how much is compared, not
+            what is found.
     """
-    return survivors(
-        candidates.buckets,
-        candidates.component,
-        candidates.sketch,
-        _verifier(candidates.ranked, candidates.counts, sets_of, workers),
-        banding=candidates.banding,
-        threshold=threshold,
-        edge_floor=edge_floor,
-        progress=progress,
+
+    run = partial(
+        candidates.survivors, threshold=threshold, edge_floor=edge_floor, progress=progress
     )
+    verify = _verifier(candidates.ranked, candidates.counts, sets_of, workers)
+    if known is not None:
+        known = known.of(candidates.ranked)
+        verify = remembering(verify, known)
+        outcome, left, right = foresee(run, candidates.sketch, known, threshold)
+        if not len(left):
+            return outcome
+        verify(left, right)
+    return run(verify)
+
+
+def _reading(map_text: MapText, rows: Int64s, counts: Int64s, shingling: Shingling) -> SetSource:
+    """The sets of some rows, numbered anew, made from their texts when they are asked for."""
+
+    def sets_of(wanted: Int64s) -> ShingleSets:
+        sets = ShingleSets.room_for(counts[rows[wanted]])
+        map_text(rows[wanted], lambda text, at, places: sets.fill(places, text, at, shingling))
+        return sets
+
+    return sets_of
 
 
 def find_duplicates(
@@ -234,6 +272,7 @@ def find_duplicates(
     spare: int | None = None,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    known: Known | None = None,
 ) -> Duplicates:
     """Collapse equal sets, join what shares a bucket, and decide batch by batch.
 
@@ -245,6 +284,7 @@ def find_duplicates(
         map_text: calls a function with the texts of some rows.
         spare: bytes that a component may take beyond a batch; any number if not given.
         progress: called with rows decided and rows in all.
+        known: pairs that were compared before. Texts are then read only where others are missing.
 
     Raises:
         RunError: if a component takes more.
@@ -264,9 +304,31 @@ def find_duplicates(
     *keys, sketch = in_threads(
         lambda spill: batches.sort(spill, room), [*digests.keys, digests.sketch], workers
     )
-    sets = SpilledSets(batches, counts[batches.sorted], room)
-    map_text(batches.rows, lambda text, rows, places: sets.fill(places, text, rows, shingling))
+
+    def candidates_of(number: int) -> Candidates:
+        return Candidates.of_batch(
+            batches, number, keys, sketch, digests.banding, ranking, counts, workers
+        )
+
     rows = len(counts)
+    sets = None
+    if known is None:
+        sets = SpilledSets(batches, counts[batches.sorted], room)
+        map_text(batches.rows, partial(sets.fill, shingling=shingling))
+    elif len(batches) > 1:
+        # What the batches lack is compared together: each by itself would read most texts.
+        asked = [np.zeros((2, 0), np.int64)]
+        for number in range(len(batches)):
+            candidates = candidates_of(number)
+            ranked = batches.sorted[batches.of(number)][candidates.ranked]
+            run = partial(candidates.survivors, threshold=threshold, edge_floor=edge_floor)
+            _, *pairs = foresee(run, candidates.sketch, known.of(ranked), threshold)
+            asked.append(ranked[np.stack(pairs)])
+        left, right = np.concatenate(asked, axis=1).astype(np.int32)
+        order = np.lexsort((right, left))
+        everyone = np.arange(rows, dtype=np.int64)
+        sets_of = _reading(map_text, everyone, counts, shingling)
+        remembering(_verifier(everyone, counts, sets_of, workers), known)(left[order], right[order])
     found = Duplicates(
         kept=np.ones(rows, np.bool_),
         partner=np.full(rows, -1, np.int64),
@@ -286,21 +348,21 @@ def find_duplicates(
     found.edges.add(collapsed, stand_in, np.ones(len(collapsed)))
     for number in range(len(batches)):
         here = batches.of(number)
-        candidates = Candidates.of_batch(
-            batches, number, keys, sketch, digests.banding, ranking, counts, workers
-        )
+        candidates, rows_here = candidates_of(number), batches.sorted[here]
         outcome = decide(
             candidates,
-            sets.of(number),
+            _reading(map_text, rows_here, counts, shingling) if sets is None else sets.of(number),
             threshold=threshold,
             edge_floor=edge_floor,
             workers=workers,
             progress=_shifted(progress, here.start, len(batches.rows)),
+            known=None if known is None else known.of(rows_here),
         )
-        found.take(batches.sorted[here][candidates.ranked], outcome)
+        found.take(rows_here[candidates.ranked], outcome)
     for spill in (*keys, sketch):
         spill.close()
-    sets.close()
+    if sets is not None:
+        sets.close()
     found.kept[collapsed] = False
     stays = found.kept[stand_in]
     found.partner[collapsed] = np.where(stays, stand_in, found.partner[stand_in])

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from tamis.scoring.operator import Signal
+from tamis.scoring.operator import RowScorer, Signal
 from tamis.selectors.ranks import RankedSelector
 from tamis.selectors.table import Table
 from tamis.storage.grouping import first_with_pair
@@ -56,6 +56,9 @@ class ExactDedup(RankedSelector):
 
     def memory(self, rows: int, text_bytes: int) -> int:
         return rows * 120
+
+    def signals(self) -> tuple[RowScorer, ...]:
+        return (ContentKey(),)
 
     def select(self, table: Table) -> Drops:
         signal = ContentKey()

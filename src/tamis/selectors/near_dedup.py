@@ -10,6 +10,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from tamis.scoring.minhash import MinHashSignature, Signatures
+from tamis.scoring.operator import RowScorer
 from tamis.scoring.words import UnicodeForm, Unit
 from tamis.selectors.banding import Banding, Digests
 from tamis.selectors.components import (
@@ -21,7 +22,9 @@ from tamis.selectors.components import (
     ROW_BYTES,
 )
 from tamis.selectors.duplicates import Duplicates, Ranking, find_duplicates
+from tamis.selectors.near_certificate import SharedValues, certify
 from tamis.selectors.ranks import RankedSelector
+from tamis.selectors.resemblance import Resemblance
 from tamis.selectors.survivors import PAIRS_PER_ROW
 from tamis.selectors.table import Table
 from tamis.storage.corpus import BATCH_ROWS
@@ -31,6 +34,8 @@ from tamis.storage.spill import IN_MEMORY, spill_room
 
 #: Edges are kept this far below the threshold, so that it can be moved later.
 EDGE_MARGIN = 0.1
+#: Characters that the certificate compares in Python: a share of the texts, and at least so many.
+CHARACTER_SHARE, MIN_CHARACTERS = 0.005, 200_000
 
 
 def near_duplicates(
@@ -108,7 +113,7 @@ def near_duplicates(
         )
 
 
-class NearDedup(RankedSelector):
+class NearDedup(RankedSelector, Resemblance):
     """Keep one of the rows whose texts have nearly the same word n-grams.
 
     Candidates share a band of their MinHash signatures; every candidate pair that the signatures
@@ -118,27 +123,15 @@ class NearDedup(RankedSelector):
     """
 
     operator: Literal["near_dedup"] = "near_dedup"
-    threshold: float = Field(
-        default=0.8, gt=0, le=1, description="exact Jaccard similarity of a duplicate"
-    )
-    ngram: int | None = Field(
-        default=None, ge=1, description="tokens per shingle; 5 words or 24 characters if not given"
-    )
-    unit: Unit = Field(default="word", description="what a token is")
-    unicode_form: UnicodeForm = Field(
-        default="NFKD", description="decomposition before full case folding of non-ASCII rows"
-    )
     edge_floor: float | None = Field(
         default=None, ge=0, le=1, description="pairs are stored down to it; threshold - 0.1"
     )
-    num_perm: int = Field(default=128, ge=16, le=256, description="permutations of a signature")
-    bands: int | None = Field(
-        default=None, ge=1, description="bands of a signature; from the threshold, 25 at .8"
+    certificate: int = Field(
+        default=500,
+        ge=0,
+        description="dropped rows whose similarity is computed again from the texts, to state "
+        "precision beside a sampled recall; 0: no certificate. Unconfirmed",
     )
-    band_rows: int | None = Field(
-        default=None, ge=1, description="signature values a band; from the threshold, 5 at .8"
-    )
-    seed: int = Field(default=1, ge=0, lt=2**32, description="seed of the permutations")
 
     version: ClassVar[int] = 2
     paper: ClassVar[str] = (
@@ -148,36 +141,13 @@ class NearDedup(RankedSelector):
     roles: ClassVar[tuple[str, ...]] = ("text",)
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if (self.bands is None) != (self.band_rows is None):
-            raise ValueError("give both bands and band_rows, or neither")
-        needed = self.banding.bands * self.banding.rows
-        if needed > self.num_perm:
-            raise ValueError(
-                f"bands x band_rows = {needed} is more than the {self.num_perm} permutations"
-            )
+    def _floor_fits(self) -> Self:
         if self.edge_floor is not None and self.edge_floor > self.threshold:
             raise ValueError("edge_floor lies above the threshold")
         return self
 
-    def key_parts(self) -> dict[str, Any]:
-        return {**super().key_parts(), "signal": self.signal.key_parts()}
-
-    @property
-    def banding(self) -> Banding:
-        if self.bands is None or self.band_rows is None:
-            return Banding.finer_than(self.threshold, self.num_perm)
-        return Banding(self.bands, self.band_rows)
-
-    @property
-    def signal(self) -> MinHashSignature:
-        return MinHashSignature(
-            ngram=self.ngram,
-            unit=self.unit,
-            unicode_form=self.unicode_form,
-            num_perm=self.num_perm,
-            seed=self.seed,
-        )
+    def similarity_parts(self) -> Any:
+        return list(self.signal.shingling)
 
     def memory(self, rows: int, text_bytes: int) -> int:
         """Columns of the whole table, the spills that lie in memory, and one batch.
@@ -194,26 +164,33 @@ class NearDedup(RankedSelector):
         batch = min(rows * a_row + 2 * text_bytes, BATCH_BYTES)
         return columns + spilled + batch
 
+    def signals(self) -> tuple[RowScorer, ...]:
+        return (self.signal,)
+
     def select(self, table: Table) -> Drops:
         signal = self.signal
         with spill_room(table.spill_folder) as room:
             digests = Digests.room_for(len(table), self.num_perm, self.banding, room)
             shingles = np.empty(len(table), np.int64)
             characters = np.empty(len(table), np.float64)
+            values = SharedValues(len(table), self.num_perm)
 
             def sign(at: int, part: pa.RecordBatch) -> None:
                 found = Signatures.stored(part)
                 here = slice(at, at + part.num_rows)
                 shingles[here], characters[here] = found.shingles, found.characters
                 digests.put(at, found)
+                if self.certificate:
+                    values.add(at, found.matrix)
 
             table.map_signal(signal, sign)
             floor = self.threshold - EDGE_MARGIN if self.edge_floor is None else self.edge_floor
+            ranking, map_text = self.ranking(table, characters), partial(table.map_text, "text")
             duplicates = find_duplicates(
                 digests,
                 shingles,
-                self.ranking(table, characters),
-                partial(table.map_text, "text"),
+                ranking,
+                map_text,
                 signal.shingling,
                 room,
                 threshold=self.threshold,
@@ -221,7 +198,29 @@ class NearDedup(RankedSelector):
                 spare=table.spare,
                 workers=table.workers,
                 progress=lambda decided, of: table.progress("duplicates decided", decided, of),
+                known=table.known,
             )
+        report = {
+            "banding": list(self.banding),
+            **duplicates.counts,
+            "edges": len(duplicates.edges),
+            "edge_floor": floor,
+        }
+        if self.certificate:
+            report["certificate"] = certify(
+                duplicates.kept,
+                duplicates.partner,
+                duplicates.similarity,
+                values,
+                shingles,
+                ranking,
+                map_text,
+                signal.shingling,
+                threshold=self.threshold,
+                rows=self.certificate,
+                characters=max(MIN_CHARACTERS, int(CHARACTER_SHARE * characters.sum())),
+                workers=table.workers,
+            ).as_report()
         lost = np.flatnonzero(~duplicates.kept)
         similarity = duplicates.similarity[lost]
         return Drops.of(
@@ -231,11 +230,6 @@ class NearDedup(RankedSelector):
             threshold=self.threshold,
             partner=duplicates.partner[lost],
             similarity=similarity,
-            report={
-                "banding": list(self.banding),
-                **duplicates.counts,
-                "edges": len(duplicates.edges),
-                "edge_floor": floor,
-            },
+            report=report,
             edges=duplicates.edges,
         )

@@ -3,16 +3,18 @@
 from typing import Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from tamis.scoring.evaluate import Evaluated, evaluate
-from tamis.scoring.operator import RowScorer
+from tamis.scoring.operator import Operator, RowScorer
 from tamis.selectors.table import Table
-from tamis.storage.corpus import Corpus
+from tamis.storage.corpus import Corpus, Progress
 from tamis.storage.errors import UserError
 from tamis.storage.files import digest_of
 from tamis.storage.ingest import open_corpus
-from tamis.storage.places import Place, shown
+from tamis.storage.inputs import is_empty_folder
+from tamis.storage.places import Place, absolute, place_of, shown
 from tamis.storage.rows import Identify, identify
 from tamis.storage.tasks import Runner, Threads
 
@@ -21,7 +23,8 @@ class Reference(BaseModel):
     """Names a reference in the parameters of an operator.
 
     Its files are part of the operator's key by their digest, which `resolve` fills in. Its
-    signals lie in the run's workspace and are computed once for every file.
+    signals lie in the run's workspace, or in its `index`, and are computed once for every file. An
+    empty folder is a reference without rows: so a history may begin.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,6 +39,13 @@ class Reference(BaseModel):
     digest: str | None = Field(
         default=None, description="of its files; if given, others are refused"
     )
+    index: str | None = Field(
+        default=None,
+        description="folder of its ids and signals, for several recipes to share; the run's "
+        "workspace if not given",
+    )
+    _rows: int = PrivateAttr(default=0)
+    _files: tuple[str, ...] = PrivateAttr(default=())
 
     @property
     def title(self) -> str:
@@ -56,26 +66,60 @@ class Reference(BaseModel):
                 where=shown(self.path),
                 mend="restore its files, or remove `digest` from the recipe",
             )
-        for column in (self.text, self.id):
+        for column in self._columns():
             if column is not None and column not in corpus.schema.names:
                 raise UserError(
                     f"the reference has no column {column!r}",
                     where=shown(self.path),
                     mend=f"it has {', '.join(corpus.schema.names)}",
                 )
-        return self.model_copy(update={"digest": digest})
+        found = self.model_copy(update={"digest": digest})
+        found._rows, found._files = corpus.rows, tuple(one.path for one in corpus.inputs)
+        return found
+
+    @property
+    def rows(self) -> int:
+        """Its rows, known once it is resolved."""
+        return self._rows
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Its files, known once it is resolved."""
+        return self._files
 
     def table(self, table: Table) -> Table:
-        """Its rows that have a text, in the workspace and with the runner of a run's table."""
-        corpus = self._open(table.workspace, table.runner)
+        """Its rows that have a text, with the runner of a run's table and in its workspace."""
+        return self.open(
+            table.workspace,
+            table.runner,
+            table.progress,
+            absolute(table.workspace) / "orders",
+        )
+
+    def open(
+        self,
+        workspace: Place,
+        runner: Runner,
+        progress: Progress,
+        orders: Place | None = None,
+    ) -> Table:
+        """Its rows that have a text.
+
+        Args:
+            workspace: where its ids and signals go if it names no `index`.
+            orders: folder of what workers are told; the workspace's own if not given.
+        """
+        home = self._home(workspace)
+        orders = orders or home / "orders"
+        corpus = self._open(workspace, runner)
         task = Identify(
-            shards=corpus.keep(table.workspace / "orders"),
-            folder=str(table.workspace / "ids"),
+            shards=corpus.keep(orders),
+            folder=str(home / "ids"),
             identity=[self.id] if self.id else corpus.schema.names,
             required=[self.text],
         )
         rows = identify(
-            corpus, task, table.runner, explicit_id=self.id is not None, on_duplicate_id="copy"
+            corpus, task, runner, explicit_id=self.id is not None, on_duplicate_id="copy"
         )
         kept = ~rows.unusable
         return Table(
@@ -86,13 +130,31 @@ class Reference(BaseModel):
             columns={"text": self.text},
             rewritten={},
             scores={},
-            workspace=table.workspace,
-            runner=table.runner,
-            progress=table.progress,
+            workspace=home,
+            runner=runner,
+            progress=progress,
+            orders=orders,
         )
 
+    def _home(self, workspace: Place) -> Place:
+        return absolute(workspace if self.index is None else place_of(self.index))
+
+    def _columns(self) -> list[str | None]:
+        """Columns that it must have, where they are named."""
+        return [self.text, self.id]
+
     def _open(self, workspace: Place, runner: Runner) -> Corpus:
-        return open_corpus(self.path, workspace, runner, format=self.format)
+        if is_empty_folder(self.path):
+            names = [self.text, *([self.id] if self.id else [])]
+            return Corpus(pa.schema([(name, pa.string()) for name in names]), (), ())
+        return open_corpus(self.path, self._home(workspace), runner, format=self.format)
+
+
+def references_of(stage: Operator) -> list[Reference]:
+    """The references among a stage's parameters."""
+    values = [v for v in vars(stage).values() if v is not None]
+    flat = [one for v in values for one in (v if isinstance(v, list | tuple) else [v])]
+    return [one for one in flat if isinstance(one, Reference)]
 
 
 def scored(table: Table, operator: RowScorer) -> Table:
@@ -105,6 +167,7 @@ def scored(table: Table, operator: RowScorer) -> Table:
         table.workspace,
         "signals",
         table.runner,
+        orders=table.orders,
     )
     scores: dict[str, Evaluated] = {
         **table.scores,

@@ -1,8 +1,8 @@
 """What operators that see the whole table have in common, and what every selector has."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from tamis.scoring.operator import Operator
+from tamis.scoring.operator import Operator, RowScorer
 from tamis.selectors.table import Table
 from tamis.storage.ledger import Drops
 
@@ -32,6 +32,17 @@ class Selector(TableOperator):
 
     kind: ClassVar[str] = "selector"
 
+    def signals(self) -> tuple[RowScorer, ...]:
+        """What it asks of every row; computed once for all stages that ask for the same."""
+        return ()
+
     def select(self, table: Table) -> Drops:
         """The rows to drop."""
         raise NotImplementedError
+
+    def similarity_parts(self) -> Any:
+        """What of its parameters decides how similar two rows are; None if it compares none.
+
+        While it stays the same, similarities that were stored as edges hold.
+        """
+        return None

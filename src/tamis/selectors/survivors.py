@@ -20,6 +20,7 @@ from numba import int64, njit, uint16
 
 from tamis.selectors.banding import Banding, Buckets, grouped
 from tamis.selectors.jaccard import Float64s
+from tamis.selectors.known_pairs import Verify
 from tamis.storage.grouping import Int32s
 from tamis.storage.kernels import KERNEL, Bytes, Int64s
 
@@ -39,8 +40,6 @@ PAIRS_PER_ROW, MIN_PAIRS = 4, 1 << 20
 
 #: Edges kept of what one row asks for in one round: the most similar.
 EDGES_PER_ROW = 8
-
-Verify = Callable[[Int32s, Int32s], Float64s]
 
 
 class Pairs(NamedTuple):
@@ -298,7 +297,7 @@ def survivors(
         progress: called with rows decided and rows in all.
     """
     rows = len(sketch)
-    min_equal = _least_equal(sketch.shape[1], threshold)
+    min_equal = least_equal(sketch.shape[1], threshold)
     state = np.zeros(rows, np.uint8)
     partner = np.full(rows, -1, np.int32)
     similarity = np.zeros(rows, np.float64)
@@ -369,7 +368,7 @@ def _pairs_in(buckets: Buckets, component: Int32s, components: int) -> Int64s:
     return pairs.astype(np.int64)
 
 
-def _least_equal(num_perm: int, threshold: float) -> int:
+def least_equal(num_perm: int, threshold: float) -> int:
     """Equal places below which a sketch clearly rejects a pair.
 
     That is 4.5 standard deviations below what a pair at the threshold has: one in 300,000 has

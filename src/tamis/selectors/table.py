@@ -1,7 +1,7 @@
 """What a selector sees: whole columns of the rows still kept, never more text than it asks for."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,8 +12,10 @@ import pyarrow.compute as pc
 
 from tamis.scoring.evaluate import Evaluated, evaluate
 from tamis.scoring.operator import RowScorer
+from tamis.selectors.known_pairs import Known
 from tamis.storage.columns import Mask, Source, read_columns
 from tamis.storage.corpus import Corpus, Progress
+from tamis.storage.files import digest_of
 from tamis.storage.kernels import Int64s, UInt64s, in_threads
 from tamis.storage.places import Place
 from tamis.storage.rows import Rows, UInt32s
@@ -33,6 +35,9 @@ class Table:
         scores: by score name, the evaluated operator that gives it.
         workspace: its room ``signals`` holds the sidecars of signals.
         progress: called with a name, work done and work in all.
+        orders: folder of what workers are told; the workspace's own if None.
+        signed: by `signal_key`, the rows that an earlier stage has asked a signal of.
+        known: similarities of pairs that were computed before for the same texts in the same way.
         spare: bytes of memory that the run was allowed beyond what it said it may need; None where
             nobody set a limit.
     """
@@ -47,6 +52,9 @@ class Table:
     workspace: Place
     runner: Runner
     progress: Progress
+    orders: Place | None = None
+    signed: Mapping[str, Mask] = field(default_factory=dict)
+    known: Known | None = None
     spare: int | None = None
 
     @property
@@ -108,7 +116,9 @@ class Table:
 
     def signal(self, operator: RowScorer) -> Iterator[pa.RecordBatch]:
         """A signal's columns for the rows still kept, in batches, computed where missing."""
-        yield from self._evaluated(operator).batches(operator.fields().names)
+        evaluated = self.evaluated(operator)
+        for index in range(len(self.corpus.shards)):
+            yield from self.signal_batches(evaluated, index)
 
     def map_signal(
         self, operator: RowScorer, function: Callable[[int, pa.RecordBatch], None]
@@ -118,27 +128,35 @@ class Table:
         Args:
             function: gets the row of this table that a batch begins with, and the batch.
         """
-        evaluated = self._evaluated(operator)
+        evaluated = self.evaluated(operator)
         first_row = np.searchsorted(self.positions, self.rows.start)
 
         def work(index: int) -> None:
             row = int(first_row[index])
-            for batch in evaluated.of_shard(index, operator.fields().names):
+            for batch in self.signal_batches(evaluated, index):
                 function(row, batch)
                 row += batch.num_rows
 
         in_threads(work, range(len(self.corpus.shards)), self.workers)
 
-    def _evaluated(self, operator: RowScorer) -> Evaluated:
+    def signal_batches(self, evaluated: Evaluated, index: int) -> Iterator[pa.RecordBatch]:
+        """A signal's columns for the rows of one shard."""
+        inside = self.kept[self.rows.of(self.corpus.shards[index])]
+        return evaluated.of_shard(index, evaluated.operator.fields().names, inside)
+
+    def evaluated(self, operator: RowScorer) -> Evaluated:
+        """A signal, computed where it is missing, for these rows or more."""
+        rows = self.signed.get(signal_key(operator, self.columns), self.kept)
         return evaluate(
             operator,
             self.corpus,
-            self.kept,
+            self.kept if (self.kept & ~rows).any() else rows,
             self.columns,
             self.workspace,
             "signals",
             self.runner,
             self.corpus.advance(operator.operator, self.progress),
+            self.orders,
         )
 
     def map_text(
@@ -166,6 +184,14 @@ class Table:
 
         touched = [i for i in range(len(self.corpus.shards)) if cuts[i + 1] > cuts[i]]
         in_threads(work, touched, self.workers)
+
+
+def signal_key(operator: RowScorer, columns: Mapping[str, Source]) -> str:
+    """What decides the values of a signal, but for the rows that it is computed for."""
+    read = [columns[role] for role in operator.roles]
+    return digest_of(
+        [operator.key_parts(), [s if isinstance(s, str) else s.model_dump() for s in read]]
+    )
 
 
 def as_floats(column: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

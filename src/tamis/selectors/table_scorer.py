@@ -41,7 +41,7 @@ def evaluate_table(operator: TableScorer, table: Table, step: str) -> Evaluated:
     workspace = absolute(table.workspace)
     folder = workspace / "scores" / operator.operator
     steps = [digest_of([step, shard.digest]) for shard in table.corpus.shards]
-    found = Evaluated.lying_in(folder, operator, table.corpus, steps, workspace)
+    found = Evaluated.lying_in(folder, operator, table.corpus, steps, workspace / "orders")
     places = list(zip(found.shards, found.paths, found.steps, strict=True))
     if not all(is_done(path, shard, step) for shard, path, step in places):
         rows = _Rows(operator.compute(table))

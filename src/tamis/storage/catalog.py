@@ -73,6 +73,7 @@ def _fill(connection: duckdb.DuckDBPyConnection, workspace: Place) -> None:
         _scores(workspace, manifest, "signals"),
         _runs(workspace),
         _why(manifest),
+        _certificates(manifest),
     ):
         connection.execute(statement)
 
@@ -192,6 +193,40 @@ def _why(manifest: dict[str, Any]) -> str:
     FROM decisions d JOIN scores s ON s.shard = d.shard AND s.row = d.row {join}"""
 
 
+_CERTIFIED = (
+    *(
+        f"{share}.{name}"
+        for share in ("precision", "recall")
+        for name in ("estimate", "low", "high")
+    ),
+    *("precision.checked", "recall.compared", "confidence"),
+)
+
+
+def _certificates(manifest: dict[str, Any]) -> str:
+    """A row for every stage that certifies its decisions."""
+    rows = []
+    for stage in manifest["stages"]:
+        found = stage.get("report", {}).get("certificate")
+        if found is not None:
+            values = []
+            for path in _CERTIFIED:
+                value = found
+                for key in path.split("."):
+                    value = value[key]
+                values.append("NULL" if value is None else repr(value))
+            giants = len(found["giant_groups"])
+            rows.append(f"({_quoted(stage['stage'])}, {', '.join(values)}, {giants})")
+    names = [path.replace(".", "_") for path in _CERTIFIED]
+    columns = ", ".join(f"{name}::DOUBLE AS {name}" for name in names)
+    nothing = f"({', '.join(['NULL'] * (len(names) + 2))})"
+    return (
+        f"CREATE VIEW certificates AS SELECT stage::VARCHAR AS stage, {columns}, "
+        f"giant_groups::BIGINT AS giant_groups FROM (VALUES {', '.join(rows) or nothing}) "
+        f"t(stage, {', '.join(names)}, giant_groups){'' if rows else ' LIMIT 0'}"
+    )
+
+
 _RUN_COLUMNS = {
     "run_id": "VARCHAR",
     "recipe": "VARCHAR",
@@ -257,5 +292,7 @@ def query(
         except duckdb.Error as error:
             first = str(error).strip().splitlines()[0]
             raise UserError(
-                first, where="sql", mend="views: rows, scores, signals, decisions, why, runs"
+                first,
+                where="sql",
+                mend="views: rows, scores, signals, decisions, why, certificates, runs",
             ) from error

@@ -220,10 +220,45 @@ def card(manifest: dict[str, Any]) -> str:
         f"| quarantined | {rows['quarantined']:,} |",
         f"| kept | {rows['kept']:,} |",
         "",
+        *(f"{line}\n" for line in certificates(manifest)),
         "`manifest.json` holds the recipe, the versions and the digests of inputs and files.",
         "",
     ]
     return "\n".join(lines)
+
+
+def certificates(manifest: dict[str, Any], texts: bool = False) -> list[str]:
+    """What the stages that remove duplicates certify of themselves, a line each.
+
+    Args:
+        texts: with the beginnings of two texts of every giant group.
+    """
+    lines = []
+    for stage in manifest["stages"]:
+        found = stage.get("report", {}).get("certificate")
+        if found is None:
+            continue
+        precision, recall = found["precision"], found["recall"]
+        line = f"{stage['stage']}: precision {_bounds(precision)}"
+        if precision["checked"]:
+            line += f" ({precision['checked']:,} pairs compared anew)"
+        lines.append(f"{line}, recall {_bounds(recall)}, at {found['confidence']:.0%} confidence")
+        for group in found["giant_groups"]:
+            least = group["least_similar"]
+            line = f"{stage['stage']}: a group of {group['rows']:,} rows ({group['share']:.1%})"
+            if texts:
+                line += (
+                    f"; {group['row_id'][:12]} stays: “{group['text']}”; the least similar "
+                    f"({least['similarity']:.3f}) is {least['row_id'][:12]}: “{least['text']}”"
+                )
+            lines.append(line)
+    return lines
+
+
+def _bounds(share: dict[str, Any]) -> str:
+    if share["estimate"] is None:
+        return "not known (nothing was dropped)"
+    return f"{share['estimate']:.4f} ({share['low']:.4f} to {share['high']:.4f})"
 
 
 def file_entries(entries: list[OutputFile]) -> list[dict[str, Any]]:

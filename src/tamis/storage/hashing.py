@@ -29,7 +29,8 @@ class Hashes(NamedTuple):
 
 
 @njit(**INLINE)
-def _absorb(high, low, value):  # type: ignore[no-untyped-def]
+def absorb(high, low, value):  # type: ignore[no-untyped-def]
+    """Take 64 more bits into the two halves of a hash."""
     high ^= value * _A
     high = ((high << uint64(31)) | (high >> uint64(33))) * _B
     low ^= value * _D
@@ -38,7 +39,8 @@ def _absorb(high, low, value):  # type: ignore[no-untyped-def]
 
 
 @njit(**INLINE)
-def _finish(high, low, length):  # type: ignore[no-untyped-def]
+def finish(high, low, length):  # type: ignore[no-untyped-def]
+    """Mix the halves of a hash of `length` units, so that every bit depends on every other."""
     high ^= length
     low ^= length
     high += low
@@ -60,7 +62,7 @@ def _hash_bytes(data, offsets, high, low):  # type: ignore[no-untyped-def]
             value = uint64(data[at])
             for k in range(1, 8):
                 value |= uint64(data[at + uint64(k)]) << uint64(8 * k)
-            h, g = _absorb(h, g, value)
+            h, g = absorb(h, g, value)
             at += uint64(8)
         value = uint64(0)
         shift = uint64(0)
@@ -68,15 +70,15 @@ def _hash_bytes(data, offsets, high, low):  # type: ignore[no-untyped-def]
             value |= uint64(data[at]) << shift
             shift += uint64(8)
             at += uint64(1)
-        h, g = _absorb(h, g, value)
-        high[row], low[row] = _finish(h, g, length)
+        h, g = absorb(h, g, value)
+        high[row], low[row] = finish(h, g, length)
 
 
 @njit(**KERNEL)
 def _hash_words(values, high, low):  # type: ignore[no-untyped-def]
     for row in range(high.shape[0]):
-        h, g = _absorb(uint64(0), uint64(0), values[row])
-        high[row], low[row] = _finish(h, g, uint64(8))
+        h, g = absorb(uint64(0), uint64(0), values[row])
+        high[row], low[row] = finish(h, g, uint64(8))
 
 
 @njit(**KERNEL)
@@ -84,18 +86,18 @@ def _hash_lists(item_high, item_low, offsets, high, low):  # type: ignore[no-unt
     for row in range(high.shape[0]):
         h, g = uint64(1), uint64(1)
         for i in range(offsets[row], offsets[row + 1]):
-            h, g = _absorb(h, g, item_high[i])
-            h, g = _absorb(h, g, item_low[i])
-        high[row], low[row] = _finish(h, g, uint64(offsets[row + 1] - offsets[row]))
+            h, g = absorb(h, g, item_high[i])
+            h, g = absorb(h, g, item_low[i])
+        high[row], low[row] = finish(h, g, uint64(offsets[row + 1] - offsets[row]))
 
 
 @njit(**KERNEL)
 def _fold_in(name, item_high, item_low, high, low):  # type: ignore[no-untyped-def]
     for row in range(high.shape[0]):
-        h, g = _absorb(high[row], low[row], name)
-        h, g = _absorb(h, g, item_high[row])
-        h, g = _absorb(h, g, item_low[row])
-        high[row], low[row] = _finish(h, g, uint64(3))
+        h, g = absorb(high[row], low[row], name)
+        h, g = absorb(h, g, item_high[row])
+        h, g = absorb(h, g, item_low[row])
+        high[row], low[row] = finish(h, g, uint64(3))
 
 
 def _pair(rows: int) -> Hashes:

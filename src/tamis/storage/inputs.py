@@ -45,6 +45,12 @@ def find_files(path: str) -> list[Place]:
     return found
 
 
+def is_empty_folder(path: str) -> bool:
+    """Whether a path names a folder that holds no data."""
+    place = place_of(path)
+    return kind_of(place) == "directory" and not _in_folder(place)
+
+
 def _in_folder(folder: Place) -> list[Place]:
     if isinstance(folder, Path):
         found = sorted(p for p in folder.rglob("*") if p.is_file())

@@ -1,0 +1,442 @@
+"""Which rows of one set of texts resemble rows of another: bands in common, exact Jaccard.
+
+The smaller side is taken in blocks; the band keys of a block lie in hash tables, and the signatures
+of the larger side stream past them. So memory does not grow with either side.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from threading import Lock
+from typing import NamedTuple, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from numba import int64, njit, uint16, uint64
+
+from tamis.scoring.evaluate import Evaluated
+from tamis.scoring.minhash import MinHashSignature, Signatures
+from tamis.scoring.shingles import ShingleSets, Shingling
+from tamis.selectors.banding import Banding, digest
+from tamis.selectors.components import SHINGLES_AT_ONCE
+from tamis.selectors.jaccard import Float64s, exact_jaccard
+from tamis.selectors.survivors import least_equal
+from tamis.selectors.table import Table
+from tamis.storage.kernels import KERNEL, Bytes, Int64s, UInt64s, in_threads
+from tamis.storage.rows import UInt32s
+
+#: Rows of the smaller side in hash tables at a time, at about 600 bytes each.
+BLOCK_ROWS = 1 << 19
+#: Rows of the other side that are compared exactly with one row: those whose signatures are most
+#: like its own. It is only reached where there are dozens of near-copies, as of a template.
+CANDIDATES_PER_ROW = 32
+#: Candidates in memory before those of them that will not be compared are let go.
+PAIRS_AT_ONCE = 1 << 22
+
+#: The number of a run's first row, and what gives the signatures of the run in batches.
+Part = tuple[int, Callable[[], Iterator[pa.RecordBatch]]]
+
+
+class Side(Protocol):
+    """Texts with their signatures, numbered from 0."""
+
+    def __len__(self) -> int: ...
+
+    def parts(self, signal: MinHashSignature) -> Sequence[Part]:
+        """Signatures of all rows, in order."""
+
+    def fill(self, rows: Int64s, sets: ShingleSets, at: int, shingling: Shingling) -> None:
+        """Put the shingle sets of some rows (ascending) into places from `at` on."""
+
+    def ids(self, rows: Int64s) -> tuple[UInt64s, UInt64s, UInt32s]:
+        """What ties between rows are broken by: row_id in two halves, and copy."""
+
+
+class TableSide:
+    """The rows of a table that are still kept."""
+
+    def __init__(self, table: Table, signed: Evaluated | None = None) -> None:
+        """`signed` says where the signatures are; they are computed where missing if not given."""
+        self.table = table
+        self._signed = signed
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def parts(self, signal: MinHashSignature) -> Sequence[Part]:
+        table = self.table
+        if self._signed is None:
+            self._signed = table.evaluated(signal)
+        first = np.searchsorted(table.positions, table.rows.start)
+        return [
+            (int(first[index]), partial(table.signal_batches, self._signed, index))
+            for index in np.flatnonzero(np.diff(first)).tolist()
+        ]
+
+    def fill(self, rows: Int64s, sets: ShingleSets, at: int, shingling: Shingling) -> None:
+        def put(text: pa.Array, places: Int64s, inside: slice) -> None:
+            sets.fill(slice(at + inside.start, at + inside.stop), text, places, shingling)
+
+        self.table.map_text("text", rows, put)
+
+    def ids(self, rows: Int64s) -> tuple[UInt64s, UInt64s, UInt32s]:
+        at = self.table.positions[rows]
+        found = self.table.rows
+        return found.id_hi[at], found.id_lo[at], found.copy[at]
+
+
+class TextSide:
+    """Texts in memory, without nulls."""
+
+    def __init__(self, text: pa.Array) -> None:
+        self.text = text
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def parts(self, signal: MinHashSignature) -> Sequence[Part]:
+        return [(0, lambda: iter([signal.compute(pa.record_batch({"text": self.text}))]))]
+
+    def fill(self, rows: Int64s, sets: ShingleSets, at: int, shingling: Shingling) -> None:
+        sets.fill(slice(at, at + len(rows)), self.text, rows, shingling)
+
+    def ids(self, rows: Int64s) -> tuple[UInt64s, UInt64s, UInt32s]:
+        number = rows.astype(np.uint64)
+        return number, number, np.zeros(len(rows), np.uint32)
+
+
+class Matches(NamedTuple):
+    """Rows of the one side with the row of the other that each resembles most.
+
+    Attributes:
+        rows: int64, ascending.
+        partner: int64, row of the other side.
+        similarity: float64, exact.
+        counts: candidates, those compared exactly, and those that were left out.
+    """
+
+    rows: Int64s
+    partner: Int64s
+    similarity: Float64s
+    counts: dict[str, int]
+
+
+class _Pairs(NamedTuple):
+    """Candidate pairs: rows of both sides, equal places of their sketches, whether their shingle
+    multisets are the same, and how many shingles each has."""
+
+    left: Int64s
+    right: Int64s
+    equal: Int64s
+    same: npt.NDArray[np.bool_]
+    left_shingles: Int64s
+    right_shingles: Int64s
+
+    def take(self, at: Int64s | slice) -> Self:
+        return type(self)._make(column[at] for column in self)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        if not parts:
+            none = np.zeros(0, np.int64)
+            return cls(none, none, none, np.zeros(0, np.bool_), none, none)
+        return cls._make(np.concatenate(column) for column in zip(*parts, strict=True))
+
+
+@njit(**KERNEL)
+def _chain_up(keys, slots, chain):  # type: ignore[no-untyped-def]
+    """Put rows into an open-addressing table; rows of one key are chained behind the first."""
+    mask = uint64(slots.shape[0] - 1)
+    for row in range(keys.shape[0]):
+        slot = keys[row] & mask
+        while True:
+            held = slots[slot]
+            if held < 0:
+                slots[slot] = row
+                chain[row] = -1
+                break
+            if keys[held] == keys[row]:
+                chain[row] = chain[held]
+                chain[held] = row
+                break
+            slot = (slot + uint64(1)) & mask
+
+
+@njit(**KERNEL)
+def _meet(  # type: ignore[no-untyped-def]
+    probe_keys,
+    probe_sketch,
+    begin,
+    keys,
+    slots,
+    chain,
+    sketch,
+    min_equal,
+    met,
+    built,
+    probed,
+    equals,
+):
+    """Pairs that share a band and that their sketches do not reject, from row `begin` on.
+
+    Returns the number of pairs and the row to go on with: not the last if there is no more room.
+    """
+    room = built.shape[0]
+    mask = uint64(slots.shape[1] - 1)
+    count = 0
+    for row in range(begin, probe_sketch.shape[0]):
+        first = count
+        mine = probe_sketch[row]
+        for band in range(keys.shape[0]):
+            key = probe_keys[band, row]
+            slot = key & mask
+            member = slots[band, slot]
+            while member >= 0 and keys[band, member] != key:
+                slot = (slot + uint64(1)) & mask
+                member = slots[band, slot]
+            while member >= 0:
+                if met[member] != row:
+                    met[member] = row
+                    equal = uint16(0)
+                    other = sketch[member]
+                    for k in range(sketch.shape[1]):
+                        equal = uint16(equal + uint16(mine[k] == other[k]))
+                    if equal >= min_equal:
+                        if count == room:
+                            return first, row
+                        built[count] = member
+                        probed[count] = row
+                        equals[count] = int64(equal)
+                        count += 1
+                member = chain[band, member]
+    return count, probe_sketch.shape[0]
+
+
+class _Digests(NamedTuple):
+    """Of some signatures: keys ``(bands, rows)``, sketch, hash of the whole, multiset, shingles."""
+
+    keys: UInt64s
+    sketch: Bytes
+    whole: UInt64s
+    multiset: UInt64s
+    shingles: Int64s
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch, banding: Banding) -> "_Digests":
+        found = Signatures.stored(batch)
+        return cls(*digest(found, banding), found.multiset, found.shingles)
+
+
+class _Block:
+    """Rows of the smaller side in hash tables, one a band."""
+
+    def __init__(self, room: int, num_perm: int, banding: Banding) -> None:
+        size = 8
+        while 2 * size < 3 * room:
+            size *= 2
+        self._rows = _Digests(
+            np.empty((banding.bands, room), np.uint64),
+            np.empty((room, num_perm), np.uint8),
+            np.empty(room, np.uint64),
+            np.empty(room, np.uint64),
+            np.empty(room, np.int64),
+        )
+        self._slots = np.empty((banding.bands, size), np.int32)
+        self._chain = np.empty((banding.bands, room), np.int32)
+        self._room = room
+        self._filled = 0
+
+    def put(self, found: _Digests, at: int) -> int:
+        """Take in rows from `at` on as far as there is room; gives how many."""
+        taken = min(self._room - self._filled, len(found.whole) - at)
+        here, there = slice(self._filled, self._filled + taken), slice(at, at + taken)
+        rows = self._rows
+        rows.keys[:, here], rows.sketch[here] = found.keys[:, there], found.sketch[there]
+        rows.whole[here], rows.multiset[here] = found.whole[there], found.multiset[there]
+        rows.shingles[here] = found.shingles[there]
+        self._filled += taken
+        return taken
+
+    @property
+    def is_full(self) -> bool:
+        return self._filled == self._room
+
+    def close(self, workers: int) -> None:
+        """Make the tables of what has been put in."""
+        self._slots[:] = -1
+        keys, filled = self._rows.keys, self._filled
+        in_threads(
+            lambda band: _chain_up(keys[band, :filled], self._slots[band], self._chain[band]),
+            range(len(keys)),
+            workers,
+        )
+
+    def empty(self) -> None:
+        self._filled = 0
+
+    def meet(self, found: _Digests, min_equal: int) -> Iterator[_Pairs]:
+        """Candidates among other rows: `left` is a row of this block."""
+        rows = self._rows
+        met = np.full(self._filled, -1, np.int32)
+        row, room = 0, 1 << 14
+        while row < len(found.whole):
+            built, probed = np.empty(room, np.int64), np.empty(room, np.int64)
+            equal = np.empty(room, np.int64)
+            tables = (rows.keys, self._slots, self._chain, rows.sketch)
+            count, row = _meet(
+                found.keys, found.sketch, row, *tables, min_equal, met, built, probed, equal
+            )
+            met[:] = -1  # the row that there was no room for begins anew
+            a, b, equal = built[:count], probed[:count], equal[:count]
+            same = (
+                (rows.whole[a] == found.whole[b])
+                & (rows.multiset[a] == found.multiset[b])
+                & (rows.shingles[a] == found.shingles[b])
+            )
+            yield _Pairs(a, b, equal, same, rows.shingles[a], found.shingles[b])
+            room *= 2
+
+
+def _blocks(
+    side: Side, signal: MinHashSignature, banding: Banding, workers: int
+) -> Iterator[tuple[int, _Block]]:
+    """`BLOCK_ROWS` rows at a time, and the number of the first; each holds until the next."""
+    block = _Block(min(len(side), BLOCK_ROWS), signal.num_perm, banding)
+    first = filled = 0
+    for _, batches in side.parts(signal):
+        for batch in batches():
+            found = _Digests.of(batch, banding)
+            at = 0
+            while at < batch.num_rows:
+                taken = block.put(found, at)
+                at, filled = at + taken, filled + taken
+                if block.is_full:
+                    block.close(workers)
+                    yield first, block
+                    block.empty()
+                    first += filled
+                    filled = 0
+    if filled:
+        block.close(workers)
+        yield first, block
+
+
+class _Candidates:
+    """The candidates seen so far, of every row the most alike. What stays does not depend on the
+    order in which they came."""
+
+    def __init__(self, right: Side) -> None:
+        self._right = right
+        self._parts: list[_Pairs] = []
+        self._held = 0
+        self._room = PAIRS_AT_ONCE
+        self._lock = Lock()
+        self.seen = 0
+
+    def add(self, pairs: _Pairs) -> None:
+        with self._lock:
+            self._parts.append(pairs)
+            self._held += len(pairs.left)
+            self.seen += len(pairs.left)
+            if self._held > self._room:
+                self._parts = [self._best()]
+                self._held = len(self._parts[0].left)
+                self._room = max(PAIRS_AT_ONCE, 2 * self._held)
+
+    def best(self) -> _Pairs:
+        """Sorted by the left row, the most alike first."""
+        return self._best()
+
+    def _best(self) -> _Pairs:
+        pairs = _Pairs.joined(self._parts)
+        high, low, copy = self._right.ids(pairs.right)
+        pairs = pairs.take(np.lexsort((copy, low, high, -pairs.equal, pairs.left)))
+        begins = np.flatnonzero(np.r_[True, pairs.left[1:] != pairs.left[:-1]][: len(pairs.left)])
+        lengths = np.diff(np.r_[begins, len(pairs.left)])
+        place = np.arange(len(pairs.left)) - np.repeat(begins, lengths)
+        return pairs.take(np.flatnonzero(place < CANDIDATES_PER_ROW))
+
+
+def matches(
+    left: Side,
+    right: Side,
+    signal: MinHashSignature,
+    banding: Banding,
+    threshold: float,
+    workers: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Matches:
+    """The rows of `left` that resemble one of `right`, with the one they resemble most.
+
+    Ties are broken by the ids of `right`. The result depends neither on the order of rows nor on
+    `workers`.
+
+    Args:
+        threshold: exact Jaccard similarity from which two texts resemble each other.
+        progress: called with rows looked at and rows in all.
+    """
+    candidates = _Candidates(right)
+    swapped = len(left) > len(right)
+    built, probed = (right, left) if swapped else (left, right)
+    min_equal = least_equal(signal.num_perm, threshold)
+    done, lock = 0, Lock()
+    parts = probed.parts(signal) if len(built) else []
+    blocks = max(1, -(-len(built) // BLOCK_ROWS))
+    for first, block in _blocks(built, signal, banding, workers) if parts else ():
+
+        def meet(part: Part, block: _Block = block, first: int = first) -> None:
+            nonlocal done
+            at, batches = part
+            for batch in batches():
+                for pairs in block.meet(_Digests.of(batch, banding), min_equal):
+                    mine, other = pairs.left + first, pairs.right + at
+                    if swapped:
+                        sizes = pairs.right_shingles, pairs.left_shingles
+                        candidates.add(_Pairs(other, mine, pairs.equal, pairs.same, *sizes))
+                    else:
+                        candidates.add(pairs._replace(left=mine, right=other))
+                at += batch.num_rows
+                with lock:
+                    done += batch.num_rows
+                    if progress is not None:
+                        progress(done, blocks * len(probed))
+
+        in_threads(meet, parts, workers)
+    pairs = candidates.best()
+    value = _similarities(pairs, left, right, signal.shingling, workers)
+    counts = {
+        "candidate_pairs": candidates.seen,
+        "verified_pairs": int((~pairs.same).sum()),
+        "candidates_left_out": candidates.seen - len(pairs.left),
+    }
+    near = np.flatnonzero(value >= threshold)
+    mine, other, value = pairs.left[near], pairs.right[near], value[near]
+    high, low, copy = right.ids(other)
+    order = np.lexsort((copy, low, high, -value, mine))
+    rows, at = np.unique(mine[order], return_index=True)
+    return Matches(rows, other[order][at], value[order][at], counts)
+
+
+def _similarities(
+    pairs: _Pairs, left: Side, right: Side, shingling: Shingling, workers: int
+) -> Float64s:
+    """Exact similarity of pairs sorted by `left`, in blocks that bound the sets in memory."""
+    value = np.ones(len(pairs.left))
+    wanted = np.flatnonzero(~pairs.same)
+    pairs = pairs.take(wanted)
+    again = np.r_[False, pairs.left[1:] == pairs.left[:-1]][: len(wanted)]
+    cost = np.cumsum(pairs.right_shingles + np.where(again, 0, pairs.left_shingles))
+    begin = 0
+    while begin < len(wanted):
+        spent = cost[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(cost, spent + SHINGLES_AT_ONCE)))
+        block = pairs.take(slice(begin, end))
+        mine, first_mine, a = np.unique(block.left, return_index=True, return_inverse=True)
+        other, first_other, b = np.unique(block.right, return_index=True, return_inverse=True)
+        sizes = block.left_shingles[first_mine], block.right_shingles[first_other]
+        sets = ShingleSets.room_for(np.concatenate(sizes))
+        left.fill(mine, sets, 0, shingling)
+        right.fill(other, sets, len(mine), shingling)
+        value[wanted[begin:end]] = exact_jaccard(sets, a, b + len(mine), workers)
+        begin = end
+    return value
