@@ -281,6 +281,13 @@ def test_no_run_and_another_corpus(done: Path, tmp_path: Path) -> None:
     with pytest.raises(tamis.UserError, match="no finished run here"):
         tamis.what_if(tmp_path / "nothing", {"near_dedup.threshold": 0.7})
     assert not (tmp_path / "nothing").exists()
+    # A dataset has a manifest too; what-if must leave no lock in it.
+    told = recipe(done / "in.parquet", tmp_path / "elsewhere", [NEAR])
+    tamis.run({**told, "output": {"path": str(tmp_path / "out")}})
+    before = sorted(tmp_path.joinpath("out").iterdir())
+    with pytest.raises(tamis.UserError, match="no finished run here"):
+        tamis.what_if(tmp_path / "out", {"near_dedup.threshold": 0.7})
+    assert sorted(tmp_path.joinpath("out").iterdir()) == before
     corpus = write(tmp_path / "in.parquet", documents(1, 50))
     tamis.run(recipe(corpus, tmp_path / "w", [NEAR]))
     write(corpus, documents(2, 50))
