@@ -2,8 +2,10 @@
 
 Every operator runs as the one stage of a recipe in a process of its own, from a Parquet file to a
 dataset; its own seconds are those of the stage as the run notes them (reading the text, signals,
-decisions, writing the new text), the peak is that of the whole process tree. The corpora are those
-of `synthetic.py` in canonical order of rows; sizes grow by --documents. Hard cases are made here.
+decisions, writing the new text). CPU seconds and the peak are those of the whole process tree, from
+the interpreter's start to the published dataset; `no stage` says what of that is not the stage's.
+The corpora are those of `synthetic.py` in canonical order of rows; sizes grow by --documents. Hard
+cases are made here.
 
 Peers, on the smallest corpus: a suffix array (libdivsufsort) for substrings, whose bytes removed by
 row must be ours; text-dedup's line command; datatrove's decontamination filter on --rows rows, with
@@ -17,6 +19,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import shutil
 import statistics
 import sys
@@ -40,27 +43,39 @@ OPERATORS: dict[str, dict[str, Any]] = {
 }
 
 
-def run_stage(path: Path, stage: dict[str, Any], work: Path, workers: int = 2) -> dict[str, Any]:
-    """Run one stage in a process of its own; seconds, peak and what the dataset holds."""
+def run_stage(
+    path: Path, stage: dict[str, Any] | None, work: Path, workers: int = 2
+) -> dict[str, Any]:
+    """Run one stage, or none, in a process of its own."""
     shutil.rmtree(work / "out", ignore_errors=True)
     shutil.rmtree(work / "out.tamis", ignore_errors=True)
     recipe = {
         "corpus": {"path": str(path), "roles": {"text": "text", "id": "id"}},
-        "stages": [stage],
+        "stages": [stage] if stage else [],
         "output": {"path": str(work / "out")},
         "workers": workers,
     }
     (work / "recipe.yaml").write_text(json.dumps(recipe), "utf-8")
     command = [sys.executable, "-m", "tamis.cli", "run", str(work / "recipe.yaml"), "--no-prefect"]
-    _, wall, peak = harness.run_watched(command)
+    _, wall, peak, cpu = timed(command)
     (noted,) = (work / "out.tamis" / "runs").glob("*/run.json")
     run = json.loads(noted.read_text("utf-8"))
     return {
-        "seconds": run["steps"][stage["operator"]],
+        "seconds": run["steps"][stage["operator"]] if stage else wall,
         "wall": wall,
+        "cpu": cpu,
         "peak": max(peak, run["peak_memory"]),
         "dropped": run["dropped"],
     }
+
+
+def timed(command: list[str]) -> tuple[str, float, int, float]:
+    """What a command prints, its seconds, peak and seconds of processor."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    output, wall, peak = harness.run_watched(command)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return output, wall, peak, cpu
 
 
 def canonical(path: Path, work: Path) -> Path:
@@ -95,11 +110,10 @@ def megabytes(path: Path) -> float:
 
 def run_peer(python: Path, runner: str, **flags: Any) -> dict[str, Any]:
     parts = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    output, _, peak = harness.run_watched(
-        [str(python), "-B", str(harness.RUNNERS / runner), *parts]
-    )
+    output, _, peak, cpu = timed([str(python), "-B", str(harness.RUNNERS / runner), *parts])
     line: dict[str, Any] = json.loads(output.splitlines()[-1])
     line["peak"] = max(peak, line.get("peak_rss", 0))
+    line["cpu"] = cpu
     return line
 
 
@@ -131,12 +145,14 @@ def hard_cases(work: Path) -> dict[str, Path]:
 def row_of(name: str, size: float, found: list[dict[str, Any]], more: str = "") -> list[str]:
     seconds = [one["seconds"] for one in found]
     middle = statistics.median(seconds)
+    print(f"{name}: {middle:.2f} s {more}", file=sys.stderr, flush=True)
     return [
         name,
         f"{size:,.0f}",
         f"{middle:.2f}",
         f"{min(seconds):.2f}-{max(seconds):.2f}",
         f"{size / middle:,.1f}",
+        f"{statistics.median(one['cpu'] for one in found):.1f}",
         f"{max(one['peak'] for one in found) / 1e6:,.0f}",
         more,
     ]
@@ -234,7 +250,7 @@ def main() -> None:
     parser.add_argument("--no-hard-cases", action="store_true")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    header = ("run", "MB", "seconds", "range", "MB/s", "peak MB", "")
+    header = ("run", "MB", "seconds", "range", "MB/s", "CPU s", "peak MB", "")
     paths = [
         canonical(synthetic.make_corpus(n, options.work, non_ascii=0.0).path, options.work)
         for n in options.documents
@@ -244,6 +260,8 @@ def main() -> None:
     rows = []
     for path in paths:
         size = megabytes(path)
+        bare = [run_stage(path, None, options.work) for _ in range(options.repeats)]
+        rows.append(row_of("no stage", size, bare))
         for operator, parameters in OPERATORS.items():
             stage = {"operator": operator, **parameters}
             found = [run_stage(path, stage, options.work) for _ in range(options.repeats)]

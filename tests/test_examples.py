@@ -22,6 +22,7 @@ def test_examples_are_valid(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_examples_run(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "published").mkdir()  # the history of daily.yaml, before its first day
     command = [sys.executable, "-m", "tamis.cli", "run", str(path), "--json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     rows = json.loads(done.stdout)["rows"]

@@ -69,7 +69,7 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "near_dedup": {"threshold": 0.7},
     "known_dedup": {
         "threshold": 0.7,
-        "against": [{"path": "known.parquet", "id": "id", "name": "known"}],
+        "references": [{"path": "known.parquet", "id": "id", "name": "known"}],
     },
     "where": {"keep": {"long": "length(text) > 50", "letters": "text LIKE '%a%'"}},
     "top": {"by": "number", "rows": 50},

@@ -193,7 +193,10 @@ def test_a_run_over_nothing_knows_nothing(tmp_path: Path) -> None:
 
 def test_a_run_against_references_only_is_a_history_too(tmp_path: Path) -> None:
     old = write_corpus(tmp_path / "old.parquet", TEXTS[200:])
-    stage = {"operator": "known_dedup", "against": [{"path": str(old), "id": "id", "name": "old"}]}
+    stage = {
+        "operator": "known_dedup",
+        "references": [{"path": str(old), "id": "id", "name": "old"}],
+    }
     result = run(tmp_path, [stage])
     found = tamis.check(TEXTS[:200], result)
     assert not found["new"].any()

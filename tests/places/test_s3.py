@@ -392,3 +392,27 @@ def test_a_row_that_a_sidecar_lacks_is_told() -> None:
     assert cursor.take(np.array([0, 2])).to_pylist() == ["a", "c"]
     with pytest.raises(RunError, match="no value for a row"):
         cursor.take(np.array([3, 4]))
+
+
+def test_a_reference_and_a_history_there(s3: Store, tmp_path: Path) -> None:
+    texts = make_texts(60, seed=3, copies=0)
+    old = write_corpus(tmp_path / "old.parquet", texts[:40])
+    (s3.bucket / "old" / "old.parquet").write_bytes(old.read_bytes())
+    corpus = write_corpus(tmp_path / "in.parquet", texts[30:])
+    reference = {"path": str(s3.bucket / "old"), "name": "old", "index": str(s3.bucket / "index")}
+    for _ in range(2):
+        result = tamis.run(
+            {
+                "corpus": {"path": str(corpus), "roles": {"text": "text"}},
+                "stages": [
+                    {"operator": "known_dedup", "references": [reference]},
+                    {"operator": "near_dedup"},
+                ],
+                "output": {"path": str(s3.bucket / "new")},
+            }
+        )
+        assert result.manifest["rows"]["dropped"] == {"known_dedup:old": 10}
+    assert len(list((s3.bucket / "index" / "signals" / "minhash").iterdir())) == 1
+    for history in (s3.bucket / "new", s3.bucket / "old"):
+        found = tamis.check([texts[35], "something else that is new"], str(history))
+        assert found["new"].to_list() == [False, True]

@@ -43,7 +43,7 @@ def run(
                 "roles": {"text": "text", "id": "id"},
                 "shard_bytes": shard_bytes,
             },
-            "stages": [{"operator": "known_dedup", "against": against, **stage}],
+            "stages": [{"operator": "known_dedup", "references": against, **stage}],
             "output": {"path": str(out)},
         }
     )
@@ -230,7 +230,7 @@ def test_order_sharding_and_workers_change_nothing(tmp_path: Path, exact: bool) 
                 "roles": {"text": "text", "id": "id"},
                 "shard_bytes": shard_bytes,
             },
-            "stages": [{"operator": "known_dedup", "against": against, "exact": exact}],
+            "stages": [{"operator": "known_dedup", "references": against, "exact": exact}],
             "workspace": str(home / "work"),
             "workers": workers,
         }
@@ -313,7 +313,7 @@ def test_near_dedup_after_it_uses_the_same_signatures(
     recipe = {
         "corpus": {"path": str(corpus), "roles": {"text": "text", "id": "id"}, "shard_bytes": 1},
         "stages": [
-            {"operator": "known_dedup", "against": [reference(old)]},
+            {"operator": "known_dedup", "references": [reference(old)]},
             {"operator": "near_dedup"},
         ],
         "output": {"path": str(tmp_path / "out")},
@@ -353,7 +353,7 @@ def test_published_rows_stay_as_they_are_over_days(tmp_path: Path) -> None:
             {
                 "corpus": {"path": str(tmp_path / "today.parquet"), "roles": {"text": "text"}},
                 "stages": [
-                    {"operator": "known_dedup", "against": [{"path": str(published)}]},
+                    {"operator": "known_dedup", "references": [{"path": str(published)}]},
                     {"operator": "near_dedup"},
                 ],
                 "output": {"path": str(tmp_path / "new")},
@@ -379,7 +379,7 @@ def test_what_is_wrong_is_told(tmp_path: Path) -> None:
         run(corpus, tmp_path / "out", [reference(corpus, text="body")])
     with pytest.raises(UserError, match="same name"):
         run(corpus, tmp_path / "out", [reference(corpus), reference(corpus)])
-    with pytest.raises(UserError, match="against"):
+    with pytest.raises(UserError, match="references"):
         run(corpus, tmp_path / "out", [])
     write(tmp_path / "all/old/a.parquet", ["b"])
     with pytest.raises(UserError, match="this run's own output"):

@@ -117,7 +117,10 @@ def _of_run(home: Place, scratch: Place, runner: Runner, progress: Progress) -> 
             mend="run its recipe again: what was computed is kept",
         ) from error
     ledger = [home / name for name in manifest["ledger"]]
-    rows, kept = _rows(corpus, ledger, recipe, stage, runner.workers)
+    # What an earlier stage dropped after it had asked for the same signatures was seen as well.
+    sidecars = manifest["sidecars"]
+    first = next(n for n in sidecars if sidecars[n].get("minhash") == found)
+    rows, seen = _rows(corpus, ledger, recipe, first, runner.workers)
     rewriters = _rewriters(recipe, stage)
     text: Source = str(recipe.corpus.roles.text)
     if rewriters:
@@ -129,8 +132,8 @@ def _of_run(home: Place, scratch: Place, runner: Runner, progress: Progress) -> 
     table = Table(
         corpus=corpus,
         rows=rows,
-        kept=kept,
-        positions=np.flatnonzero(kept),
+        kept=seen,
+        positions=np.flatnonzero(seen),
         columns={"text": text},
         rewritten={},
         scores={},
@@ -217,7 +220,7 @@ def _corpus(manifest: dict[str, Any], home: Place) -> Corpus:
 
 
 def _rows(
-    corpus: Corpus, ledger: list[Place], recipe: Recipe, stage: Resemblance, workers: int
+    corpus: Corpus, ledger: list[Place], recipe: Recipe, stage: str, workers: int
 ) -> tuple[Rows, Mask]:
     """All rows of the run, and which of them came as far as a stage."""
     start = np.cumsum([0, *(shard.rows for shard in corpus.shards)]).astype(np.int64)
@@ -225,7 +228,7 @@ def _rows(
     id_hi, id_lo = np.empty(count, np.uint64), np.empty(count, np.uint64)
     copy, kept = np.empty(count, np.uint32), np.empty(count, np.bool_)
     names = [s.stage for s in recipe.stages]
-    earlier = pa.array(names[: names.index(stage.stage)], pa.string())
+    earlier = pa.array(names[: names.index(stage)], pa.string())
 
     def read(shard: Shard) -> None:
         path = ledger[shard.index]

@@ -297,7 +297,7 @@ def _decide_again(found: Alternative, past: Past, stage: Selector, evaluate_more
     pairs = past.pairs(stage)
 
     def again(table: Table) -> Drops:
-        known = None if pairs is None else Known(pairs, table.positions, roomy=True)
+        known = None if pairs is None else Known(pairs, table.positions)
         return decide(stage, replace(table, known=known))
 
     drops = again(table_of(run)) if evaluate_more else _seen(found, past, stage.stage, again)

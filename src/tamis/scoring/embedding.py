@@ -99,6 +99,10 @@ class Embedding(Signal):
                         where="recipe",
                         mend=f"leave out `{name}`",
                     )
+            if self.prompt:
+                raise UserError(
+                    f"prompt: the model {self.model!r} is static and takes none", where="recipe"
+                )
             filled |= _STATIC
         else:
             device = _device(self.device)
@@ -129,8 +133,6 @@ class Embedding(Signal):
         found = self if self.digest and self.backend != "auto" else self.resolve(Path())
         files = found._files()
         if found.backend == "static":
-            if found.prompt:
-                raise UserError("prompt: a static model has none", where="recipe")
             return load_static(files, found.max_tokens)
         return load_transformer(
             files,

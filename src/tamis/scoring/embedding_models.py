@@ -329,7 +329,7 @@ def _missing(folder: Path) -> str:
         return "modules.json and config.json"
     for module in modules_of(folder):
         place = folder / module["path"]
-        inside = f"{module['path']}/" if module["path"] else ""
+        inside = f"{module['path']}/" if module["path"] not in ("", ".") else ""
         kind = kind_of_module(module)
         if kind == "StaticEmbedding":
             for file in (_WEIGHTS[0], _TOKENIZERS[0]):

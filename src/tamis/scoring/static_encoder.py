@@ -23,6 +23,7 @@ from tamis.scoring.embedding_models import (
     STATIC,
     ModelFiles,
     find_model,
+    kind_of_module,
     modules_of,
     need_embed,
     read_config,
@@ -131,9 +132,15 @@ class StaticEncoder:
         self._tokenizer.no_truncation()
         self._vectors = np.ascontiguousarray(_matrix(place), np.float32)
         self.dimension = self._vectors.shape[1]
-        self._length_one = _length_one(files.folder)
         self._max_tokens = max_tokens or np.iinfo(np.int64).max
-        self._skipped = _unknown(self._tokenizer) if _is_model2vec(place) else -1
+        config = read_config(place / "config.json") if (place / "config.json").exists() else {}
+        if "normalize" in config:  # of model2vec, which leaves unknown tokens out of the mean
+            self._skipped = _unknown(self._tokenizer)
+            self._length_one = bool(config["normalize"])
+        else:  # of sentence-transformers, which does not
+            self._skipped = -1
+            modules = modules_of(files.folder)
+            self._length_one = any(kind_of_module(m) == "Normalize" for m in modules)
         self._pieces = word_pieces(self._tokenizer)
 
     def encode(self, text: pa.Array) -> Encoded:
@@ -292,16 +299,6 @@ def _matrix(place: Path) -> npt.NDArray[Any]:
             mend="use a static model without weights or mapping of tokens",
         )
     return found[names.pop()]
-
-
-def _is_model2vec(place: Path) -> bool:
-    """Whether model2vec wrote the model: it leaves unknown tokens out of the mean."""
-    config = place / "config.json"
-    return config.exists() and read_config(config).get("model_type") == "model2vec"
-
-
-def _length_one(folder: Path) -> bool:
-    return any(module["type"].endswith(".Normalize") for module in modules_of(folder))
 
 
 def _unknown(tokenizer: Any) -> int:

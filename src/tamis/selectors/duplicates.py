@@ -193,6 +193,25 @@ class Candidates:
             counts[rows],
         )
 
+    def survivors(
+        self,
+        verify: Verify,
+        threshold: float,
+        edge_floor: float,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Survival:
+        """See `survivors`."""
+        return survivors(
+            self.buckets,
+            self.component,
+            self.sketch,
+            verify,
+            banding=self.banding,
+            threshold=threshold,
+            edge_floor=edge_floor,
+            progress=progress,
+        )
+
 
 def decide(
     candidates: Candidates,
@@ -215,18 +234,9 @@ def decide(
             what is found.
     """
 
-    def run(verify: Verify) -> Survival:
-        return survivors(
-            candidates.buckets,
-            candidates.component,
-            candidates.sketch,
-            verify,
-            banding=candidates.banding,
-            threshold=threshold,
-            edge_floor=edge_floor,
-            progress=progress,
-        )
-
+    run = partial(
+        candidates.survivors, threshold=threshold, edge_floor=edge_floor, progress=progress
+    )
     verify = _verifier(candidates.ranked, candidates.counts, sets_of, workers)
     if known is not None:
         known = known.of(candidates.ranked)
@@ -280,9 +290,7 @@ def find_duplicates(
         RunError: if a component takes more.
     """
     left, collapsed, stand_in = _collapse(digests, ranking)
-    # With known pairs every batch may take a pass over the texts, and holds no sets.
-    limit = 4 * BATCH_BYTES if known is not None and known.roomy else BATCH_BYTES
-    batches = Batches.find(digests, left, counts, limit, workers)
+    batches = Batches.find(digests, left, counts, BATCH_BYTES, workers)
     del left
     if spare is not None and batches.most_bytes > BATCH_BYTES + spare:
         raise RunError(
@@ -296,11 +304,31 @@ def find_duplicates(
     *keys, sketch = in_threads(
         lambda spill: batches.sort(spill, room), [*digests.keys, digests.sketch], workers
     )
+
+    def candidates_of(number: int) -> Candidates:
+        return Candidates.of_batch(
+            batches, number, keys, sketch, digests.banding, ranking, counts, workers
+        )
+
+    rows = len(counts)
     sets = None
     if known is None:
         sets = SpilledSets(batches, counts[batches.sorted], room)
         map_text(batches.rows, partial(sets.fill, shingling=shingling))
-    rows = len(counts)
+    elif len(batches) > 1:
+        # What the batches lack is compared together: each by itself would read most texts.
+        asked = [np.zeros((2, 0), np.int64)]
+        for number in range(len(batches)):
+            candidates = candidates_of(number)
+            ranked = batches.sorted[batches.of(number)][candidates.ranked]
+            run = partial(candidates.survivors, threshold=threshold, edge_floor=edge_floor)
+            _, *pairs = foresee(run, candidates.sketch, known.of(ranked), threshold)
+            asked.append(ranked[np.stack(pairs)])
+        left, right = np.concatenate(asked, axis=1).astype(np.int32)
+        order = np.lexsort((right, left))
+        everyone = np.arange(rows, dtype=np.int64)
+        sets_of = _reading(map_text, everyone, counts, shingling)
+        remembering(_verifier(everyone, counts, sets_of, workers), known)(left[order], right[order])
     found = Duplicates(
         kept=np.ones(rows, np.bool_),
         partner=np.full(rows, -1, np.int64),
@@ -320,10 +348,7 @@ def find_duplicates(
     found.edges.add(collapsed, stand_in, np.ones(len(collapsed)))
     for number in range(len(batches)):
         here = batches.of(number)
-        candidates = Candidates.of_batch(
-            batches, number, keys, sketch, digests.banding, ranking, counts, workers
-        )
-        rows_here = batches.sorted[here]
+        candidates, rows_here = candidates_of(number), batches.sorted[here]
         outcome = decide(
             candidates,
             _reading(map_text, rows_here, counts, shingling) if sets is None else sets.of(number),

@@ -33,7 +33,7 @@ class KnownDedup(Selector, Resemblance):
     """
 
     operator: Literal["known_dedup"] = "known_dedup"
-    against: list[Reference] = Field(
+    references: list[Reference] = Field(
         min_length=1, description="the other corpora: path, text column, name"
     )
     exact: bool = Field(
@@ -49,37 +49,37 @@ class KnownDedup(Selector, Resemblance):
 
     @model_validator(mode="after")
     def _named_apart(self) -> Self:
-        titles = [reference.title for reference in self.against]
+        titles = [reference.title for reference in self.references]
         if len(set(titles)) < len(titles):
             raise ValueError("two references have the same name: give each one a `name` of its own")
         return self
 
     def resolve(self, workspace: Place) -> Self:
-        found = [reference.resolve(workspace) for reference in self.against]
-        return self.model_copy(update={"against": found})
+        found = [reference.resolve(workspace) for reference in self.references]
+        return self.model_copy(update={"references": found})
 
     def signals(self) -> tuple[RowScorer, ...]:
         return (ContentKey(),) if self.exact else (self.signal,)
 
     def memory(self, rows: int, text_bytes: int) -> int:
         """Hash tables of a block, candidates, and the ids of the largest reference."""
-        ids = 50 * max(reference.rows for reference in self.against)
+        ids = 50 * max(reference.rows for reference in self.references)
         if self.exact:
             return ids + 80 * rows
         a_row = 5 * self.num_perm + 24 * self.banding.bands + 40
         return ids + 60 * rows + a_row * min(rows, BLOCK_ROWS) + 160 * PAIRS_AT_ONCE
 
     def select(self, table: Table) -> Drops:
-        references = [reference.table(table) for reference in self.against]
+        tables = [reference.table(table) for reference in self.references]
         if self.exact:
             keys = _keys(table)
-            found = [_same(keys, other) for other in references]
+            found = [_same(keys, other) for other in tables]
         else:
-            found = [self._matches(table, other) for other in references]
-        best = _best(found, references)
+            found = [self._matches(table, other) for other in tables]
+        best = _best(found, tables)
         outside = pa.concat_tables(
             _outside(reference.title, other, best.partner[best.reference == number])
-            for number, (reference, other) in enumerate(zip(self.against, references, strict=True))
+            for number, (reference, other) in enumerate(zip(self.references, tables, strict=True))
         )
         # Tables of the references one after the other, brought into the order of the rows.
         place = np.argsort(np.argsort(best.reference, kind="stable"), kind="stable")
@@ -97,11 +97,11 @@ class KnownDedup(Selector, Resemblance):
                         "resembled": len(one.rows),
                         **one.counts,
                     }
-                    for reference, other, one in zip(self.against, references, found, strict=True)
+                    for reference, other, one in zip(self.references, tables, found, strict=True)
                 }
             },
         )
-        drops.reasons = [reference.title for reference in self.against]
+        drops.reasons = [reference.title for reference in self.references]
         drops.reason = best.reference.astype(np.int32)
         return drops
 

@@ -72,13 +72,11 @@ def _keys(left: Int64s, right: Int64s) -> UInt64s:
 class Known(NamedTuple):
     """What is known of a table's pairs.
 
-    ``position`` (int64) is where in the corpus each of its rows is. ``roomy`` says that memory may
-    be taken beyond a run's bound, so that texts are read fewer times.
+    ``position`` (int64) is where in the corpus each of its rows is.
     """
 
     pairs: KnownPairs
     position: Int64s
-    roomy: bool = False
 
     def of(self, rows: Int64s) -> "Known":
         """The same for some rows, numbered anew."""
