@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import tamis
 from tamis.flows.differences import Difference
+from tamis.selectors import components, duplicates
 from tests.conftest import make_texts
 from tests.guarantees.guarantee_tools import documents
 from tests.test_cli import tamis as command
@@ -129,6 +130,17 @@ def test_clusters_chains_and_templates(tmp_path: Path, before: float, after: flo
     stages = [{**NEAR, "threshold": before}]
     found = holds(tmp_path, corpus, stages, {"near_dedup.threshold": after})
     assert (found.after["rows"] > found.before["rows"]) == (after > before)
+
+
+@pytest.mark.parametrize("bytes_of_batch", [1, 1 << 19, 1 << 20])
+def test_the_size_of_batches_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_of_batch: int
+) -> None:
+    monkeypatch.setattr(duplicates, "BATCH_BYTES", bytes_of_batch)
+    monkeypatch.setattr(components, "MIN_PAIRS", 1)
+    corpus = write(tmp_path / "in.parquet", make_texts(1200, copies=0.6, words=30), group=300)
+    stages = [{**NEAR, "threshold": 0.8}]
+    assert holds(tmp_path, corpus, stages, {"near_dedup.threshold": 0.6}).exact
 
 
 @pytest.mark.parametrize(
