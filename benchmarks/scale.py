@@ -10,7 +10,8 @@ documents of 20 templates: 30 words that all share and 10 of their own, J about 
 but thousands to a bucket. The rest, and the originals of the copies, have nothing in common.
 
 The whole command runs in a process of its own, from Parquet to Parquet, ids, ledger, catalog and
-interpreter start included. Peak memory is the resident size of its process tree, sampled ten times
+interpreter start included. On a machine with other work, seconds on cores tell more than seconds.
+Peak memory is the resident size of its process tree, sampled ten times
 a second; it runs threads, so the tree is one process and no page is counted twice. Pages of the
 system's file cache are not part of it.
 
@@ -26,10 +27,13 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import sys
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -196,6 +200,7 @@ class Outcome:
 
     rows: int
     seconds: float
+    cpu_seconds: float
     peak: int
     bound: int
     steps: dict[str, float]
@@ -212,15 +217,18 @@ def run(rows: int, work: Path, memory: str, workers: int) -> Outcome:
     flags = f"--text text --id id --threshold {THRESHOLD} --workers {workers} --memory {memory}"
     tamis = Path(sys.executable).with_name("tamis")
     command = [str(tamis), "dedup", str(source), str(output), *flags.split(), "--json"]
+    before = cpu_seconds()
     said, seconds, peak = run_watched(command)
+    used = cpu_seconds() - before
     notes = json.loads(next((workspace / "runs").glob("*/run.json")).read_text())
     manifest = json.loads((output / "manifest.json").read_text())
     outcome = Outcome(
         rows,
         seconds,
+        used,
         max(peak, notes["peak_memory"]),
         json.loads(said)["memory_bound"],
-        notes["steps"],
+        {**notes["steps"], "near_dedup, of it signatures": signing(workspace, notes)},
         manifest["stages"][-1]["report"],
         {
             "corpus": size_of(source),
@@ -232,6 +240,18 @@ def run(rows: int, work: Path, memory: str, workers: int) -> Outcome:
     for folder in (output, workspace):
         shutil.rmtree(folder)
     return outcome
+
+
+def cpu_seconds() -> float:
+    """Seconds that processes which have ended spent on a core."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def signing(workspace: Path, notes: dict[str, Any]) -> float:
+    """Seconds from the end of the step before to the last sidecar of signatures."""
+    begun = datetime.fromisoformat(notes["started"]).timestamp() + notes["steps"]["corpus"]
+    return max(p.stat().st_mtime for p in (workspace / "signals").rglob("*.parquet")) - begun
 
 
 def size_of(path: Path) -> int:
@@ -292,11 +312,22 @@ def main() -> None:
         print(json.dumps(vars(outcomes[-1])), flush=True)
         if options.json:
             options.json.write_text(json.dumps([vars(o) for o in outcomes], indent=1))
-    header = ("rows", "seconds", "rows/s", "peak GB", "bound GB", "recall", "exact", "false drops")
+    header = (
+        "rows",
+        "seconds",
+        "on cores",
+        "rows/s",
+        "peak GB",
+        "bound GB",
+        "recall",
+        "exact",
+        "false drops",
+    )
     lines = [
         [
             f"{o.rows:,}",
             f"{o.seconds:.0f}",
+            f"{o.cpu_seconds:.0f}",
             f"{o.rows / o.seconds:,.0f}",
             f"{o.peak / 1e9:.2f}",
             f"{o.bound / 1e9:.2f}",

@@ -62,12 +62,14 @@ MORE: dict[str, list[str]] = {
     **dict.fromkeys(("boilerplate", "language", "pii", "token_count"), MARKED),
     **dict.fromkeys(("c4", "fineweb_quality", "gopher_quality", "gopher_repetition"), PAGES),
 }
+#: Another corpus, which lies beside the corpus of the test.
+REFERENCE = {"path": "reference.parquet", "id": "id", "name": "reference"}
 SELECTORS: dict[str, dict[str, Any]] = {
     "exact_dedup": {},
     "near_dedup": {"threshold": 0.7},
     "known_dedup": {
         "threshold": 0.7,
-        "references": [{"path": "KNOWN", "id": "id", "name": "known"}],
+        "references": [{"path": "known.parquet", "id": "id", "name": "known"}],
     },
     "where": {"keep": {"long": "length(text) > 50", "letters": "text LIKE '%a%'"}},
     "top": {"by": "number", "rows": 50},
@@ -77,7 +79,20 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "prototype_pruning": {"embedding": "vector", "fraction": 0.6},
     "d4": {"embedding": "vector", "fraction": 0.5},
     "cluster": {"embedding": "vector"},
+    "random_subset": {"fraction": 0.3, "epoch": 4},
+    "repeats": {},
+    "repetition_risk": {"near": 0.7, "max_repeats": 1},
+    "representative_sample": {"embedding": "vector", "rows": 40},
+    "subclass_balanced": {"embedding": "vector", "label": "number", "size": 2},
+    "semantic_leak": {"embedding": "vector", "threshold": 0.9, "references": [REFERENCE]},
+    "reference_similarity": {"embedding": "vector", "references": [REFERENCE]},
+    "importance_sample": {"embedding": "vector", "rows": 60, "target": REFERENCE},
+    "importance_weight": {"embedding": "vector", "target": REFERENCE},
+    "topics": {"topics": {"letters": ["alphabet", "a letter"], "web": ["cookies", "a page"]}},
 }
+#: Stages before it, and columns to look at: cosines differ in the last bits between processors.
+BEFORE = {"topics": [{"operator": "embedding", "precision": "float32"}]}
+COLUMNS = {"topics": ["topic"]}
 
 
 #: Operators that cut text, whose columns say what they do.
@@ -110,18 +125,23 @@ def digest_of_operator(name: str) -> str:
         path = write_corpus(Path(folder) / "in.parquet", TEXTS)
         table = pl.read_parquet(path).with_columns(number=pl.int_range(pl.len()) * 37 % 101)
         vectors = np.random.default_rng(4).integers(-9, 10, (len(table), 5))
-        table.with_columns(vector=pl.Series(vectors.tolist())).write_parquet(path)
-        known = write_corpus(Path(folder) / "known.parquet", KNOWN)
-        stage = json.loads(json.dumps(SELECTORS[name]).replace("KNOWN", str(known)))
+        table = table.with_columns(vector=pl.Series(vectors.tolist()))
+        table.write_parquet(path)
+        table[::9].with_columns(pl.col("text") + "!").write_parquet(f"{folder}/reference.parquet")
+        write_corpus(Path(folder) / "known.parquet", KNOWN)
+        given = json.dumps(SELECTORS[name])
+        for reference in ("reference.parquet", "known.parquet"):
+            given = given.replace(reference, f"{folder}/{reference}")
+        params = json.loads(given)
         result = tamis.run(
             {
                 "corpus": {"path": str(path), "roles": {"text": "text", "id": "id"}},
-                "stages": [{"operator": name, **stage}],
+                "stages": [*BEFORE.get(name, []), {"operator": name, **params}],
                 "workspace": f"{folder}/work",
             }
         )
         if issubclass(cls, TableScorer):
-            columns = ", ".join(cls(**SELECTORS[name]).fields().names)
+            columns = ", ".join(COLUMNS.get(name, cls(**params).fields().names))
             _, rows = query(result.workspace, f"SELECT {columns} FROM scores ORDER BY row_id")
             return digest_of([repr(row) for row in rows])
         rows = result.decisions.drop("shard", "row").sort("id_hi").collect().rows()
@@ -172,7 +192,7 @@ def digest_of_overlap(name: str) -> str:
         result = tamis.run(
             {
                 "corpus": {"path": str(source), "roles": {"text": "text", "id": "id"}},
-                "stages": [{"operator": name, "references": [reference], "ngram": 8}],
+                "stages": [{"operator": name, "against": [reference], "ngram": 8}],
                 "workspace": f"{folder}/work",
             }
         )

@@ -29,6 +29,10 @@ def main() -> None:
     watch.lap("query")
     seconds = watch.total()
     watch.stages["cpu"] = time.process_time() - cpu
+    partner = np.full(len(vectors), -1)
+    for lost in found.filtered:
+        partner[int(lost.record)] = int(lost.duplicate_of)
+    np.savez(options.kept.with_name("partner.npz"), partner=partner)
     kept = common.mask_of([int(record) for record in found.selected], len(vectors))
     common.report("semhash", kept, options.kept, watch, seconds)
 

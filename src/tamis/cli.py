@@ -254,21 +254,22 @@ def score(
     from tamis.storage.places import place_of
 
     row_scorer(name)
-    home = place_of(workspace or corpus.rstrip("/").split("*")[0].rstrip("/:") + ".tamis")
+    home = place_of(workspace or _beside(corpus))
     stage = {**_parameters(param or []), "operator": name}
     recipe = _recipe(corpus, format, {"text": text, "id": row_id}, [stage], None, str(home))
     fields = recipe.stages[0].fields()
-    scores = [field.name for field in fields if is_number(field.type)]
+    scores = [f.name for f in fields if is_number(f.type) and str(f.type) != "bool"]
     result = _execute(_with_limits(recipe, memory, workers), as_json)
     from tamis.storage.catalog import query
 
+    view = "signals" if recipe.stages[0].kind == "signal" else "scores"
     figures = []
     for column in scores:
         quoted = f'"{column}"'
         values = query(
             home,
             f"SELECT count({quoted}), min({quoted}), quantile_cont({quoted}, [.05, .5, .95]), "
-            f"max({quoted}) FROM scores WHERE NOT isnan({quoted}::DOUBLE)",
+            f"max({quoted}) FROM {view} WHERE NOT isnan({quoted}::DOUBLE)",
         )[1][0]
         low, middle, high = values[2] or (None, None, None)
         figures.append([column, values[0], values[1], low, middle, high, values[3]])
@@ -284,8 +285,58 @@ def score(
         ("score", "rows", "min", "5 %", "median", "95 %", "max"),
         [[str(f[0]), f"{f[1]:,}", *(figure(v) for v in f[2:])] for f in figures],
     )
-    say(f"scores   {home / 'scores'}")
-    say(f'try      tamis sql -w {home} "SELECT * FROM scores ORDER BY {scores[0]} DESC LIMIT 5"')
+    say(f"{view:<8} {home / view}")
+    if scores:
+        order = f"ORDER BY {scores[0]} DESC LIMIT 5"
+        say(f'try      tamis sql -w {home} "SELECT * FROM {view} {order}"')
+
+
+@app.command()
+def embed(
+    corpus: Annotated[str, typer.Argument(metavar="IN", help="File, folder, glob or URL.")],
+    model: Annotated[
+        str,
+        typer.Option(help="minilm, static, a sentence-transformers folder, or a name on the hub."),
+    ] = "minilm",
+    text: Text = "text",
+    row_id: Id = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(help="Parameter of the operator, as in store=float16 (repeatable)."),
+    ] = None,
+    format: Format = None,
+    workspace: Annotated[
+        str | None, typer.Option("--workspace", "-w", help="Folder of the vectors; IN.tamis.")
+    ] = None,
+    memory: Memory = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Embed every text; vectors of texts seen before are not computed again."""
+    from tamis.storage.places import place_of
+
+    home = place_of(workspace or _beside(corpus))
+    stage = {**_parameters(param or []), "operator": "embedding", "model": model}
+    roles = {"text": text, "id": row_id}
+    recipe = _recipe(corpus, format, roles, [stage], None, str(home))
+    result = _execute(_with_limits(recipe, memory, workers), as_json)
+    from tamis.storage.catalog import query
+
+    column = recipe.stages[0].stage
+    size = recipe.stages[0].fields().field(column).type.list_size
+    rows, tokens, truncated = query(
+        home,
+        f'SELECT count(*), sum("{column}_tokens")::BIGINT, count_if("{column}_truncated") '
+        f'FROM signals WHERE "{column}" IS NOT NULL',
+    )[1][0]
+    counts = {"vectors": rows, "dimensions": size, "tokens": tokens or 0, "truncated": truncated}
+    if as_json:
+        print(json.dumps({**summary(result), **counts}))
+        return
+    table(("", column), [[name, f"{count:,}"] for name, count in counts.items()])
+    say(f"took     {result.seconds:.1f} s")
+    say(f"vectors  {home / 'signals'}")
+    say(f'try      tamis sql -w {home} "SELECT row_id, {column} FROM signals LIMIT 5"')
 
 
 @app.command()
@@ -627,6 +678,11 @@ def demo(
         ]
         screen.print(Columns(sides))
     hints(result, pairs[0]["dropped"]["row_id"] if pairs else None)
+
+
+def _beside(corpus: str) -> str:
+    """Workspace of a command that only looks at a corpus."""
+    return corpus.rstrip("/").split("*")[0].rstrip("/:") + ".tamis"
 
 
 def _recipe(

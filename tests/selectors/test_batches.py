@@ -15,9 +15,9 @@ from tamis.selectors.banding import Banding, Digests
 from tamis.selectors.components import Batches, SpilledSets
 from tamis.selectors.duplicates import Duplicates
 from tamis.selectors.near_dedup import near_duplicates
-from tamis.storage import edges, spill
+from tamis.storage import edges, rows, spill
 from tamis.storage.edges import Edges
-from tamis.storage.errors import RunError
+from tamis.storage.errors import RunError, UserError
 from tamis.storage.spill import SpillRoom, spill_room
 from tests.conftest import make_texts, write_corpus
 
@@ -215,3 +215,17 @@ def test_sets_of_no_rows() -> None:
         batches = Batches.find(digests, np.arange(0), np.zeros(0, np.int64), 1, 1)
         assert len(batches) == 0
         SpilledSets(batches, np.zeros(0, np.int64), room).close()
+
+
+def test_more_rows_than_can_be_numbered_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    corpus = write_corpus(tmp_path / "in.parquet", make_texts(11))
+    monkeypatch.setattr(rows, "MOST_ROWS", 10)
+    recipe = {
+        "corpus": {"path": str(corpus), "roles": {"text": "text"}},
+        "stages": [{"operator": "near_dedup"}],
+        "workspace": str(tmp_path / "work"),
+    }
+    with pytest.raises(UserError, match="11 rows are more than one run can number"):
+        tamis.run(recipe)

@@ -12,7 +12,7 @@ import pytest
 import tamis
 from tamis.scoring.plain_shingles import plain_shingles
 from tamis.scoring.shingles import Shingling
-from tamis.selectors import certificate
+from tamis.selectors import near_certificate
 from tamis.selectors.intervals import number_of, share_of
 from tests.conftest import make_texts
 from tests.test_cli import tamis as command
@@ -86,7 +86,10 @@ def test_bounds_of_a_number_hold_as_often_as_they_say(number: int, chance: float
     assert np.mean([bounds[n].estimate for n in seen.tolist()]) == pytest.approx(number, rel=0.1)
 
 
-def test_where_every_value_is_looked_at_the_certificate_is_exact(tmp_path: Path) -> None:
+def test_where_every_value_is_looked_at_the_certificate_is_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(near_certificate, "VALUES", 1 << 20)
     texts = make_texts(1500, copies=0.6, words=40)
     result, found = run(tmp_path, texts, COARSE)
     truth = should_go(result, texts, 0.7)
@@ -104,10 +107,10 @@ def test_where_every_value_is_looked_at_the_certificate_is_exact(tmp_path: Path)
 def test_a_sample_covers_the_truth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: int
 ) -> None:
-    monkeypatch.setattr(certificate, "VALUES", values)
+    monkeypatch.setattr(near_certificate, "VALUES", values)
     inside, estimates, truths = 0, [], []
     for seed in range(12):
-        monkeypatch.setattr(certificate, "_SEED", seed)
+        monkeypatch.setattr(near_certificate, "SEED", seed)
         texts = make_texts(1200, seed=seed, copies=0.6, words=40)
         (tmp_path / str(seed)).mkdir()
         result, found = run(tmp_path / str(seed), texts, COARSE)

@@ -114,9 +114,10 @@ def _found(workspace: Place) -> dict[str, int]:
     found: dict[str, int] = {}
     if kind_of(workspace) is not None:
         with place_errors(workspace):
-            for pattern in ("ids/*.parquet", "s*/*/*.parquet", "decisions/*.parquet"):
+            for pattern in ("ids/*.parquet", "s*/**/*.parquet", "decisions/*.parquet"):
                 for path in map(str, workspace.glob(pattern)):
-                    room = path.rpartition("/")[0].removeprefix(f"{workspace}/")
+                    inside = path.removeprefix(f"{workspace}/").split("/")
+                    room = "/".join(inside[: min(2, len(inside) - 1)])
                     found[room] = found.get(room, 0) + 1
     return dict(sorted(found.items()))
 

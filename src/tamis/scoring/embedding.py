@@ -9,21 +9,28 @@ from pydantic import Field
 
 from tamis.scoring.embedding_models import (
     MINILM,
+    STATIC,
     ModelFiles,
     bytes_of,
+    digest_folder,
     dimension_of,
     find_model,
+    is_static,
     locate,
     need_embed,
 )
 from tamis.scoring.encoders import Backend, Precision, TransformerEncoder, load_transformer
 from tamis.scoring.operator import Signal
+from tamis.scoring.static_encoder import DISTILLED, StaticEncoder, distilled, load_static
 from tamis.storage.errors import UserError
 from tamis.storage.places import Place
 
 #: Is there where a driver for NVIDIA's devices is.
 _NVIDIA = Path("/proc/driver/nvidia/version")
-_LIBRARIES = ("sentence-transformers", "tokenizers", "torch", "transformers")
+_TORCH = ("sentence-transformers", "tokenizers", "torch", "transformers")
+_LIBRARIES = {"torch": _TORCH, "openvino": (*_TORCH, "openvino"), "static": ("tokenizers",)}
+#: What a static model runs on, whatever there is.
+_STATIC = {"device": "cpu", "backend": "static", "precision": "float32"}
 
 
 class Embedding(Signal):
@@ -48,9 +55,10 @@ class Embedding(Signal):
     revision: str | None = Field(
         default=None, description="branch, tag or commit on the hub; a run notes the commit"
     )
-    backend: Literal["auto", "openvino", "torch"] = Field(
+    backend: Literal["auto", "openvino", "torch", "static"] = Field(
         default="auto",
-        description="what runs a transformer: `auto` is torch on a GPU, else openvino",
+        description="what runs the model: `auto` is static for a static model, torch on a GPU, "
+        "else openvino",
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
@@ -74,6 +82,7 @@ class Embedding(Signal):
         default=None, description="of the model's files; if given, others are refused"
     )
 
+    costly: ClassVar[bool] = True
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "Reimers and Gurevych 2019 (Sentence-BERT)"
     roles: ClassVar[tuple[str, ...]] = ("text",)
@@ -81,24 +90,37 @@ class Embedding(Signal):
     def resolve(self, workspace: Place) -> Self:
         """With the digest of the model's files, its commit, and what it will run on."""
         files = self._files()
-        device = _device(self.device)
-        backend = self.backend
-        if backend == "auto":
-            backend = "torch" if device == "cuda" else "openvino"
-        for package in ("torch", "sentence_transformers", backend):
-            need_embed(package, f"the model {self.model!r}")
-        return self.model_copy(
-            update={
-                "digest": files.digest,
-                "revision": files.revision,
-                "device": device,
-                "backend": backend,
-                "precision": _precision(self.precision, device),
-            }
-        )
+        filled: dict[str, Any] = {"digest": files.digest, "revision": files.revision}
+        if is_static(files.folder):
+            for name, value in _STATIC.items():
+                if getattr(self, name) not in ("auto", value):
+                    raise UserError(
+                        f"{name}: the model {self.model!r} is static and has {value!r} only",
+                        where="recipe",
+                        mend=f"leave out `{name}`",
+                    )
+            if self.prompt:
+                raise UserError(
+                    f"prompt: the model {self.model!r} is static and takes none", where="recipe"
+                )
+            filled |= _STATIC
+        else:
+            device = _device(self.device)
+            backend = self.backend
+            if backend == "auto":
+                backend = "torch" if device == "cuda" else "openvino"
+            for package in ("torch", "sentence_transformers", backend):
+                need_embed(package, f"the model {self.model!r}")
+            precision = _precision(self.precision, device)
+            filled |= {"device": device, "backend": backend, "precision": precision}
+        return self.model_copy(update=filled)
 
     def _files(self) -> ModelFiles:
-        files = find_model(self.model, self.revision)
+        if self.model == STATIC:
+            folder = distilled()
+            files = ModelFiles(STATIC, folder, digest_folder(folder))
+        else:
+            files = find_model(self.model, self.revision)
         if self.digest not in (None, files.digest):
             raise UserError(
                 f"the model {self.model!r} has the digest {files.digest}, expected {self.digest}",
@@ -107,10 +129,13 @@ class Embedding(Signal):
             )
         return files
 
-    def _encoder(self) -> TransformerEncoder:
-        found = self if self.digest else self.resolve(Path())
+    def _encoder(self) -> TransformerEncoder | StaticEncoder:
+        found = self if self.digest and self.backend != "auto" else self.resolve(Path())
+        files = found._files()
+        if found.backend == "static":
+            return load_static(files, found.max_tokens)
         return load_transformer(
-            found._files(),
+            files,
             cast(Backend, found.backend),
             cast(Precision, found.precision),
             found.device,
@@ -119,14 +144,17 @@ class Embedding(Signal):
         )
 
     def memory(self) -> int:
+        weights = bytes_of(self._files().folder)
+        if self.backend == "static":
+            return (200 << 20) + 3 * weights
         # Measured: the libraries, and weights that are held twice while they are converted.
-        return (1200 << 20) + 3 * bytes_of(self._files())
+        return (1200 << 20) + 3 * weights
 
     def key_parts(self) -> dict[str, Any]:
         """With the versions of what computes; where the files lie does not count."""
         parts = super().key_parts()
         del parts["model"], parts["revision"]
-        libraries = [*_LIBRARIES, *(["openvino"] if self.backend == "openvino" else [])]
+        libraries = _LIBRARIES[self.backend]
         return {
             **parts,
             "column": self.stage,
@@ -139,13 +167,14 @@ class Embedding(Signal):
         goes on after them). A stage with a `name` has that in place of ``embedding``.
         """
         kind = pa.float16() if self.store == "float16" else pa.float32()
-        folder, _ = locate(self.model, self.revision)
+        if self.model == STATIC:
+            size = int(DISTILLED["pca_dims"])
+        else:
+            size = dimension_of(locate(self.model, self.revision)[0], self.model)
         item = pa.field("item", kind, nullable=False)
         return pa.schema(
             [
-                pa.field(
-                    self.stage, pa.list_(item, dimension_of(folder, self.model)), nullable=False
-                ),
+                pa.field(self.stage, pa.list_(item, size), nullable=False),
                 pa.field(f"{self.stage}_tokens", pa.int32(), nullable=False),
                 pa.field(f"{self.stage}_truncated", pa.bool_(), nullable=False),
             ]

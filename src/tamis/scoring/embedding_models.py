@@ -113,9 +113,9 @@ def digest_folder(folder: Path) -> str:
     return digest_of({name: _sha256(path, *_state(path)) for name, path in _files(folder)})
 
 
-def bytes_of(files: ModelFiles) -> int:
+def bytes_of(folder: Path) -> int:
     """Bytes of a model's files."""
-    return sum(path.stat().st_size for _, path in _files(files.folder))
+    return sum(path.stat().st_size for _, path in _files(folder))
 
 
 def dimension_of(folder: Path, name: str) -> int:
@@ -126,7 +126,9 @@ def dimension_of(folder: Path, name: str) -> int:
     """
     for module in reversed(modules_of(folder)):
         place = folder / module["path"]
-        kind = module["type"].rpartition(".")[2]
+        kind = kind_of_module(module)
+        if kind == "StaticEmbedding":
+            return _columns(place / _WEIGHTS[0])
         if kind not in _DIMENSION:
             continue
         config = read_config(place / "config.json")
@@ -142,6 +144,27 @@ def dimension_of(folder: Path, name: str) -> int:
         where=str(folder),
         mend="use a model of a transformer and a pooling",
     )
+
+
+def _columns(weights: Path) -> int:
+    """Columns of the one matrix in a file of safetensors, from its header."""
+    try:
+        with weights.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        return int(max(shapes, key=len)[1])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, MemoryError) as error:
+        raise UserError(f"not weights of a static model ({error})", where=str(weights)) from error
+
+
+def kind_of_module(module: dict[str, Any]) -> str:
+    """Name of a module's class."""
+    return str(module["type"]).rpartition(".")[2]
+
+
+def is_static(folder: Path) -> bool:
+    """Whether a model has a vector for every token and nothing before it."""
+    return kind_of_module(modules_of(folder)[0]) == "StaticEmbedding"
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
@@ -255,6 +278,13 @@ def _check_folder(folder: Path, name: str) -> None:
                 where=str(folder / "modules.json"),
                 mend="use a model made of sentence-transformers' own modules",
             )
+    first = kind_of_module(modules_of(folder)[0])
+    if first not in ("Transformer", "StaticEmbedding"):
+        raise UserError(
+            f"the model {name!r} begins with {first}, which is not supported",
+            where=str(folder / "modules.json"),
+            mend="use a model that begins with a transformer or a static embedding",
+        )
 
 
 def modules_of(folder: Path) -> list[dict[str, Any]]:
@@ -267,9 +297,15 @@ def modules_of(folder: Path) -> list[dict[str, Any]]:
     if not listed.exists():  # a plain transformer, to which sentence-transformers adds a mean
         return [{"type": f"{_MODULES}models.Transformer", "path": ""}]
     found = read_config(listed)
-    if not isinstance(found, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("type"), str) and isinstance(m.get("path"), str)
-        for m in found
+    if (
+        not isinstance(found, list)
+        or not found
+        or not all(
+            isinstance(m, dict)
+            and isinstance(m.get("type"), str)
+            and isinstance(m.get("path"), str)
+            for m in found
+        )
     ):
         raise UserError("not a list of modules with `type` and `path`", where=str(listed))
     return found
@@ -293,9 +329,13 @@ def _missing(folder: Path) -> str:
         return "modules.json and config.json"
     for module in modules_of(folder):
         place = folder / module["path"]
-        inside = f"{module['path']}/" if module["path"] else ""
-        kind = module["type"].rpartition(".")[2]
-        if kind == "Transformer":
+        inside = f"{module['path']}/" if module["path"] not in ("", ".") else ""
+        kind = kind_of_module(module)
+        if kind == "StaticEmbedding":
+            for file in (_WEIGHTS[0], _TOKENIZERS[0]):
+                if not (place / file).exists():
+                    return f"{inside}{file}"
+        elif kind == "Transformer":
             if not (place / "config.json").exists():
                 return f"{inside}config.json"
             if not any((place / file).exists() for file in (*_WEIGHTS, *_OLD_WEIGHTS)):

@@ -40,6 +40,8 @@ LENGTH_STEP = 8
 _CALL_BYTES = 1 << 18
 #: Characters a token is first given of a text that may be longer than the model reads.
 _TOKEN_CHARACTERS = 8
+#: And at the least: more than the longest word that a tokenizer treats unlike longer ones.
+_LEAST_CHARACTERS = 1024
 
 
 class Encoded(NamedTuple):
@@ -126,7 +128,6 @@ class TransformerEncoder:
             )
         self.max_tokens = max_tokens or context
         self._tokenizer = _tokenizer(model, files, self.max_tokens)
-        self._pad_left = model.tokenizer.padding_side == "left"
         self._pad_id = int(model.tokenizer.pad_token_id or 0)
         self._workers = 1 if device == "cuda" else model_threads()
         self._budget = CUDA_TOKENS if device == "cuda" else CPU_TOKENS
@@ -156,7 +157,7 @@ class TransformerEncoder:
         """Every text's tokens; of a long text only as much is read as the model does."""
         found: list[Any] = [None] * len(text)
         todo = np.arange(len(text))
-        limit = self.max_tokens * _TOKEN_CHARACTERS
+        limit = max(self.max_tokens * _TOKEN_CHARACTERS, _LEAST_CHARACTERS)
         while len(todo):
             part, cut = beginnings(text.take(pa.array(todo)), limit)
             encoded = self._encode(part)
@@ -187,10 +188,9 @@ class TransformerEncoder:
         ids = np.full((len(tokens), length), self._pad_id, np.int64)
         mask = np.zeros((len(tokens), length), np.int64)
         for row, encoding in enumerate(encodings):
-            size = int(tokens[row])
-            place = slice(length - size, length) if self._pad_left else slice(0, size)
-            ids[row, place] = encoding.ids
-            mask[row, place] = 1
+            # On the right whatever the tokenizer does: positions stay those of the text alone.
+            ids[row, : tokens[row]] = encoding.ids
+            mask[row, : tokens[row]] = 1
         return ids, mask
 
 
@@ -278,7 +278,7 @@ class _Torch:
             "attention_mask": torch.from_numpy(mask).to(self._device),
             **extra,
         }
-        with torch.inference_mode(), _one_thread():
+        with torch.inference_mode(), one_thread():
             return _vectors(self._model(features))
 
 
@@ -314,7 +314,7 @@ class _OpenVino:
             "attention_mask": torch.from_numpy(mask),
             **extra,
         }
-        with torch.inference_mode(), _one_thread():
+        with torch.inference_mode(), one_thread():
             for module in self._after:
                 features = module(features)
             return _vectors(features)
@@ -367,7 +367,7 @@ def _vectors(features: dict[str, Any]) -> Float32s:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """PyTorch on this thread alone: several forwards run beside one another."""
     import torch
 

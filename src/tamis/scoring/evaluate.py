@@ -10,6 +10,7 @@ import pyarrow as pa
 import xxhash
 
 from tamis.scoring.operator import RowScorer, Scorer, operator_class
+from tamis.scoring.reuse import KEYS, Once, content_keys, keep_known, known_rows
 from tamis.storage.columns import (
     Beside,
     Mask,
@@ -102,6 +103,7 @@ class Evaluate(Task):
         kept: mask of all rows, see `keep_mask`.
         read: where the values of every role come from.
         folder: where the sidecars lie.
+        known: for a costly operator, index of what was computed before, see `keep_known`.
     """
 
     task: Literal["evaluate"] = "evaluate"
@@ -111,6 +113,7 @@ class Evaluate(Task):
     kept: str
     read: dict[str, Source]
     folder: str
+    known: str | None = None
 
     @property
     def title(self) -> str:
@@ -130,14 +133,24 @@ class Evaluate(Task):
         step = digest_of([self.scorer.key_parts(), read, shard.digest, state])
         return sidecar_path(place_of(self.folder), shard, step), step
 
-    def run(self, item: int) -> list[str]:
-        """Path and step of the sidecar."""
+    def sidecar(self, item: int) -> tuple[Mask, Place, str]:
+        """The rows of a shard that are seen, and path and step of its sidecar."""
         shard, start = shards_in(self.shards)[item], starts_in(self.shards)
         seen = kept_mask(self.kept)[start[item] : start[item + 1]]
-        path, step = self.place(shard, seen)
+        return seen, *self.place(shard, seen)
+
+    def run(self, item: int) -> list[str]:
+        """Path and step of the sidecar."""
+        shard = shards_in(self.shards)[item]
+        seen, path, step = self.sidecar(item)
         scorer = self.scorer
-        compute = partial(_compute, scorer, shard, seen, self.read)
-        sidecar_once(path, shard, step, scorer.fields(), compute)
+        columns = scorer.fields()
+        if scorer.costly:
+            columns = pa.schema([*columns, *KEYS])
+            compute = partial(_compute_once, scorer, shard, seen, self.read, self.known)
+        else:
+            compute = partial(_compute, scorer, shard, seen, self.read)
+        sidecar_once(path, shard, step, columns, compute)
         return [str(path), step]
 
 
@@ -164,6 +177,11 @@ def evaluate(
     workspace = absolute(workspace)
     orders = orders or workspace / "orders"
     task = _task(operator, corpus, kept, columns, workspace / room, orders)
+    if operator.costly:
+        wanted = [task.sidecar(item)[1].name for item in range(len(corpus.shards))]
+        folder = place_of(task.folder)
+        known = keep_known(folder, wanted, operator.fields(), orders, runner.workers)
+        task = task.model_copy(update={"known": known})
     found = runner.map(task, corpus.sizes, done)
     steps = [step for _, step in found]
     return Evaluated.lying_in(place_of(task.folder), operator, corpus, steps, orders)
@@ -181,11 +199,7 @@ def located(
     workspace = absolute(workspace)
     orders = workspace / "orders"
     task = _task(operator, corpus, kept, columns, workspace / room, orders)
-    start = starts_in(task.shards)
-    steps = [
-        task.place(shard, kept[start[shard.index] : start[shard.index + 1]])[1]
-        for shard in corpus.shards
-    ]
+    steps = [task.sidecar(item)[2] for item in range(len(corpus.shards))]
     return Evaluated.lying_in(place_of(task.folder), operator, corpus, steps, orders)
 
 
@@ -207,12 +221,15 @@ def _task(
     room: Place,
     orders: Place,
 ) -> Evaluate:
+    folder = room / operator.operator
+    if operator.costly:  # what one operator has computed lies together, to be found again
+        folder /= digest_of(operator.key_parts())[:16]
     return Evaluate(
         operator=operator.model_dump(mode="json"),
         shards=corpus.keep(orders),
         kept=keep_mask(kept, orders),
         read={role: columns[role] for role in operator.roles},
-        folder=str(room / operator.operator),
+        folder=str(folder),
     )
 
 
@@ -221,3 +238,12 @@ def _compute(
 ) -> Iterator[Part]:
     for rows, batch in read_columns(shard, read, seen):
         yield rows, operator.compute(batch)
+
+
+def _compute_once(
+    operator: RowScorer, shard: Shard, seen: Mask, read: Mapping[str, Source], known: str | None
+) -> Iterator[Part]:
+    keys = content_keys(read_columns(shard, read, seen))
+    once = Once(operator.compute, operator.fields(), keys, known_rows(known) if known else None)
+    for rows, batch in read_columns(shard, read, seen):
+        yield rows, once.next(batch)

@@ -184,7 +184,21 @@ def find(texts: pa.Array, index: NgramIndex) -> Found:
     word, length = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
     start, stop = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
     tables = unicode_tables()
-    _find(data, offsets, tables, index, item, row_share, item_share, word, length)
+    table = (index.slots, index.keys, index.words, index.at, index.length, index.seen)
+    holders = (index.holder_start, index.holders, index.item_ngrams)
+    _find(
+        data,
+        offsets,
+        tables,
+        index.shape,
+        table,
+        holders,
+        item,
+        row_share,
+        item_share,
+        word,
+        length,
+    )
     _place(data, offsets, tables, item, word, length, start, stop)
     return Found(item, row_share, item_share, start, stop)
 
@@ -301,16 +315,17 @@ def _fill_filter(key, seen):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL)
-def _look_up(key, words, at, room, index):  # type: ignore[no-untyped-def]
+def _look_up(key, words, at, room, table):  # type: ignore[no-untyped-def]
     """The n-gram at ``words[at]`` with this key, of at most `room` words; -1 if there is none."""
-    mask = uint64(index.slots.shape[0] - 1)
+    slots, keys, others, other_at, length, _ = table
+    mask = uint64(slots.shape[0] - 1)
     slot = key & mask
-    while index.slots[slot] >= 0:
-        if index.keys[slot] == key:
-            ngram = index.slots[slot]
-            length = index.length[ngram]
-            if length <= room and _same(words, at, index.words, index.at[ngram], length):
-                return int64(ngram)
+    while slots[slot] >= 0:
+        if keys[slot] == key:
+            ngram = int64(slots[slot])
+            count = length[ngram]
+            if count <= room and _same(words, at, others, other_at[ngram], count):
+                return ngram
         slot = (slot + uint64(1)) & mask
     return int64(-1)
 
@@ -331,16 +346,17 @@ def _windows(words, count, size, salt, keys):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL)
-def _scan(words, count, from_window, to_window, size, salt, base, index, keys, hits, found):  # type: ignore[no-untyped-def]
-    """Note the n-grams at some windows: which, and its first word's number; -1 without room."""
-    _windows(words[from_window:], min(count, to_window + size - 1) - from_window, size, salt, keys)
-    mask = uint64(index.seen.shape[0] * 64 - 1)
-    for i in range(uint64(max(0, to_window - from_window))):
+def _scan(words, count, windows, size, salt, base, table, keys, hits, found):  # type: ignore[no-untyped-def]
+    """Note the n-grams at the first windows: first word's number, and which; -1 without room."""
+    seen = table[5]
+    _windows(words, min(count, windows + size - 1), size, salt, keys)
+    mask = uint64(seen.shape[0] * 64 - 1)
+    for i in range(uint64(windows)):
         key = keys[i]
         bit = key >> uint64(20) & mask
-        if index.seen[bit >> uint64(6)] >> (bit & uint64(63)) & uint64(1):
-            at = from_window + int64(i)
-            ngram = _look_up(key, words, at, count - at, index)
+        if seen[bit >> uint64(6)] >> (bit & uint64(63)) & uint64(1):
+            at = int64(i)
+            ngram = _look_up(key, words, at, count - at, table)
             if ngram >= 0:
                 if found == hits.shape[0]:
                     return -1
@@ -350,41 +366,55 @@ def _scan(words, count, from_window, to_window, size, salt, base, index, keys, h
 
 
 @njit(**KERNEL)
-def _best_item(hits, found, index, counts):  # type: ignore[no-untyped-def]
+def _best_item(hits, found, holders, counts, stamp, now):  # type: ignore[no-untyped-def]
     """The item of which the largest share was found, that share, and its first n-gram's hit.
 
-    `counts` (by item) is zero before and after.
+    `counts` (by item) is zero before and after; no `stamp` (by n-gram) is `now` before.
     """
-    distinct = np.unique(hits[:found, 1])
-    for ngram in distinct:
-        for k in range(index.holder_start[ngram], index.holder_start[ngram + 1]):
-            counts[index.holders[k]] += 1
-    best, share = int64(-1), 0.0
-    for ngram in distinct:
-        for k in range(index.holder_start[ngram], index.holder_start[ngram + 1]):
-            item = int64(index.holders[k])
-            here = counts[item] / index.item_ngrams[item]
-            if here > share or (here == share and item < best):
-                best, share = item, here
-    for ngram in distinct:
-        for k in range(index.holder_start[ngram], index.holder_start[ngram + 1]):
-            counts[index.holders[k]] = 0
-    for i in np.argsort(hits[:found, 0], kind="mergesort"):
+    start, who, total = holders
+    for i in range(found):
         ngram = hits[i, 1]
-        for k in range(index.holder_start[ngram], index.holder_start[ngram + 1]):
-            if index.holders[k] == best:
-                return best, share, i
-    return best, share, 0
+        if stamp[ngram] != now:
+            stamp[ngram] = now
+            for k in range(start[ngram], start[ngram + 1]):
+                counts[who[k]] += 1
+    best, share, first = int64(-1), 0.0, 0
+    for i in range(found):
+        ngram = hits[i, 1]
+        for k in range(start[ngram], start[ngram + 1]):
+            item = int64(who[k])
+            here = counts[item] / total[item]
+            before = item == best and hits[i, 0] < hits[first, 0]
+            if here > share or (here == share and item < best) or before:
+                best, share, first = item, here, i
+    for i in range(found):
+        ngram = hits[i, 1]
+        for k in range(start[ngram], start[ngram + 1]):
+            counts[who[k]] = 0
+    return best, share, first
 
 
 @njit(**KERNEL)
-def _find(data, offsets, tables, index, item, row_share, item_share, word, length):  # type: ignore[no-untyped-def]
-    ngram, fewest, short = index.shape[0], index.shape[1], index.shape[2]
+def _distinct(values):  # type: ignore[no-untyped-def]
+    """How many different values there are."""
+    ordered = np.sort(values)
+    found = 1
+    for i in range(1, ordered.shape[0]):
+        found += ordered[i] != ordered[i - 1]
+    return found
+
+
+@njit(**KERNEL)
+def _find(  # type: ignore[no-untyped-def]
+    data, offsets, tables, shape, table, holders, item, row_share, item_share, word, length
+):
+    ngram, fewest, short = shape[0], shape[1], shape[2]
     room = BLOCK_BYTES * TOKENS_PER_BYTE + ngram + 64
     words, keys = np.empty(room, np.uint64), np.empty(room, np.uint64)
     state = np.zeros(STATE_SIZE, np.uint64)
     hits = np.empty((256, 2), np.int64)
-    counts = np.zeros(index.item_ngrams.shape[0], np.int32)
+    counts = np.zeros(holders[2].shape[0], np.int32)
+    stamp = np.zeros(holders[0].shape[0], np.int32)
     for row in range(item.shape[0]):
         position, end = offsets[row], offsets[row + 1]
         ascii_row = is_ascii(data, position, end)
@@ -398,12 +428,10 @@ def _find(data, offsets, tables, index, item, row_share, item_share, word, lengt
             windows = max(0, count - ngram + 1)
             last = count if position >= end else windows
             while True:
-                now = _scan(
-                    words, count, 0, windows, ngram, uint64(0), base, index, keys, hits, found
-                )
+                now = _scan(words, count, windows, ngram, uint64(0), base, table, keys, hits, found)
                 if now >= 0 and short:
                     stop = max(0, min(last, count - fewest + 1))
-                    now = _scan(words, count, 0, stop, fewest, _SHORT, base, index, keys, hits, now)
+                    now = _scan(words, count, stop, fewest, _SHORT, base, table, keys, hits, now)
                 if now >= 0:
                     break
                 more = np.empty((hits.shape[0] * 2, 2), np.int64)
@@ -417,10 +445,10 @@ def _find(data, offsets, tables, index, item, row_share, item_share, word, lengt
                 count -= windows
         if found:
             windows = max(1, base + count - ngram + 1)
-            best, share, hit = _best_item(hits, found, index, counts)
+            best, share, hit = _best_item(hits, found, holders, counts, stamp, row + 1)
             item[row], item_share[row] = best, share
-            row_share[row] = min(1.0, np.unique(hits[:found, 0]).shape[0] / windows)
-            word[row], length[row] = hits[hit, 0], index.length[hits[hit, 1]]
+            row_share[row] = min(1.0, _distinct(hits[:found, 0].copy()) / windows)
+            word[row], length[row] = hits[hit, 0], table[4][hits[hit, 1]]
 
 
 @njit(**KERNEL)

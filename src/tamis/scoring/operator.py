@@ -76,6 +76,8 @@ class RowScorer(Scorer):
     """One Arrow batch in, one batch of score columns out; no state between batches."""
 
     kind: ClassVar[str] = "row scorer"
+    #: Whether results are found again by content rather than computed twice; see `reuse`.
+    costly: ClassVar[bool] = False
 
     def memory(self) -> int:
         """Resident bytes of what it loads, such as a model, once for all workers."""

@@ -165,12 +165,12 @@ def balanced_clusters(
     capacity[: rows % clusters] += 1
     centres = _first_centres(vectors, clusters, np.random.default_rng(seed))
     done = 0
-    while True:
-        with one_blas_thread():
+    with one_blas_thread():
+        while True:
             cluster = _assign(vectors, centres, capacity, workers)
-        done += 1
-        moved = _centres(vectors, cluster, clusters)
-        shift = float(((moved.astype(np.float64) - centres) ** 2).sum())
-        if shift < TOLERANCE or done == iterations:
-            return Balanced(cluster, done)
-        centres = moved
+            done += 1
+            moved = _centres(vectors, cluster, clusters)
+            shift = float(((moved.astype(np.float64) - centres) ** 2).sum())
+            if shift < TOLERANCE or done == iterations:
+                return Balanced(cluster, done)
+            centres = moved

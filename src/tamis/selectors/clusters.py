@@ -18,7 +18,7 @@ from tamis.selectors.inner_products import (
 from tamis.selectors.table import Table
 from tamis.selectors.vectors import Vectors
 from tamis.storage.grouping import Int32s, counting_sort
-from tamis.storage.kernels import KERNEL, Int64s, in_threads
+from tamis.storage.kernels import KERNEL, in_threads
 
 #: Rows that train one centroid: faiss's `max_points_per_centroid` is 256, its least 39. For the
 #: search of pairs more than 64 bring no recall (docs/semantic-dedup.md).
@@ -47,11 +47,6 @@ class Clusters:
 
     def __len__(self) -> int:
         return len(self.centroids)
-
-    def members(self) -> tuple[Int32s, Int64s]:
-        """Rows sorted by cluster, ascending in each, and where every cluster begins."""
-        order, start = counting_sort(self.assignment, len(self))
-        return order, start
 
 
 def default_k(rows: int) -> int:

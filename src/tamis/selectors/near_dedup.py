@@ -13,7 +13,6 @@ from tamis.scoring.minhash import MinHashSignature, Signatures
 from tamis.scoring.operator import RowScorer
 from tamis.scoring.words import UnicodeForm, Unit
 from tamis.selectors.banding import Banding, Digests
-from tamis.selectors.certificate import SharedValues, certify
 from tamis.selectors.components import (
     BATCH_BYTES,
     GROUPING_AT_ONCE,
@@ -23,6 +22,7 @@ from tamis.selectors.components import (
     ROW_BYTES,
 )
 from tamis.selectors.duplicates import Duplicates, Ranking, find_duplicates
+from tamis.selectors.near_certificate import SharedValues, certify
 from tamis.selectors.ranks import RankedSelector
 from tamis.selectors.resemblance import Resemblance
 from tamis.selectors.survivors import PAIRS_PER_ROW

@@ -302,12 +302,13 @@ def whole_repeats(
 
 
 @njit(**KERNEL)
-def gather(data, offsets, rows, begin, row, place, winnow, texts):  # type: ignore[no-untyped-def]
+def gather(data, offsets, rows, begin, row, place, target, winnow, texts):  # type: ignore[no-untyped-def]
     """Copy the surroundings of anchors, the k-gram always at the same column.
 
     Args:
         rows: rows of the text buffers; the first is number `begin` of those that `row` counts.
         row, place: of the anchors to copy, sorted by row.
+        target: row of `texts` for each of them.
         texts: ``(n, 2 * length - gram)`` uint8, filled.
     """
     reach = winnow.length - winnow.gram
@@ -315,7 +316,7 @@ def gather(data, offsets, rows, begin, row, place, winnow, texts):  # type: igno
         first, end = offsets[rows[row[i] - begin]], offsets[rows[row[i] - begin] + 1]
         at = first + place[i]
         start, stop = max(first, at - reach), min(end, at + winnow.length)
-        texts[i, start - at + reach : stop - at + reach] = data[start:stop]
+        texts[target[i], start - at + reach : stop - at + reach] = data[start:stop]
 
 
 @njit(**KERNEL)
@@ -421,12 +422,16 @@ def _merge(row, start, stop, holder):  # type: ignore[no-untyped-def]
     return size
 
 
-def merged(parts: list[Cuts]) -> Cuts:
-    """Cuts in order of row and start, joined where they overlap or meet."""
+def merged(parts: list[Cuts], rank: Int64s) -> Cuts:
+    """Cuts in order of row and start, joined where they overlap or meet.
+
+    Args:
+        rank: canonical place of every row of the table.
+    """
     if not parts:
         return Cuts.none()
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    order = np.lexsort((columns[3], columns[2], columns[1], columns[0]))
-    columns = [column[order] for column in columns]
+    row, start, stop, holder = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.lexsort((rank[holder], stop, start, row))
+    columns = [row[order], start[order], stop[order], holder[order]]
     size = _merge(*columns)
     return Cuts(*(column[:size].copy() for column in columns))

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from tamis.selectors.budgets import Budget, wanted
 from tamis.selectors.clusters import draws_of, kmeans
 from tamis.selectors.inner_products import Float32s, Float64s, similarities
-from tamis.selectors.shares import places_within
+from tamis.selectors.shares import members_of, places_within
 from tamis.selectors.table import Table
 from tamis.selectors.vectors import VECTOR_BYTES, vectors_of
 from tamis.storage.kernels import Int64s
@@ -61,13 +61,11 @@ class RepresentativeSample(Budget):
         found = vectors_of(table, self.embedding)
         rows = found.rows
         draw = draws_of(table, found, self.seed)
-        group = self.groups(table)[rows]
         value, threshold = np.empty(len(rows)), np.empty(len(rows))
         kept = np.zeros(len(rows), np.bool_)
         partner = np.full(len(rows), -1, np.int64)
         clusters = empty = 0
-        for number in range(int(group.max(initial=-1)) + 1):
-            mine = np.flatnonzero(group == number)
+        for mine in members_of(self.groups(table)[rows]):
             cluster, near = self._clusters(found.matrix[mine], draw[mine], table.workers)
             budget = wanted(len(mine), self.rows, self.fraction)
             taken, centre, last = _evenly(cluster, near, budget)

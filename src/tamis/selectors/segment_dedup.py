@@ -20,8 +20,8 @@ from tamis.storage.kernels import KERNEL, Int64s, UInt64s
 SEGMENTS_AT_ONCE = 1 << 23
 #: Bytes that one of them takes there: key, row, number, and the table that groups them.
 _SEGMENT_BYTES = 72
-#: A segment of a text is rarely shorter than so many bytes, its key and mark taken together.
-_BYTES_PER_SEGMENT = 40
+#: With a lower minimum of characters, the bytes that lines have at the least on average.
+_BYTES_PER_SEGMENT = 8
 
 
 @njit(**KERNEL)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
+from tamis.scoring.embedding_models import need_embed
 from tamis.selectors.inner_products import Float64s
 from tamis.selectors.nearest import nearest
 from tamis.selectors.reference import Reference
@@ -109,27 +110,20 @@ def texts_of(table: Table, rows: Int64s) -> pa.Array:
 _NO_TEXT = pa.array([], pa.large_string())
 
 
-def indel_similarity(left: pa.Array, right: pa.Array) -> Float64s:
+def indel_similarity(left: pa.Array, right: pa.Array, workers: int = 1) -> Float64s:
     """Twice the longest common subsequence over both lengths, for pairs of texts.
-
-    Raises:
-        UserError: if rapidfuzz is not installed.
 
     Example:
         >>> import pyarrow as pa
         >>> indel_similarity(pa.array(["abcd", ""]), pa.array(["abxd", "a"])).tolist()
         [0.75, 0.0]
     """
-    try:
-        from rapidfuzz import process
-        from rapidfuzz.distance import Indel
-    except ImportError:
-        raise UserError(
-            "comparing strings needs the package rapidfuzz",
-            mend='pip install "tamis[embed]"',
-        ) from None
+    from rapidfuzz import process
+    from rapidfuzz.distance import Indel
+
     score = Indel.normalized_similarity
-    found = process.cpdist(left.to_pylist(), right.to_pylist(), scorer=score, dtype=np.float64)
+    texts = (left.to_pylist(), right.to_pylist())
+    found = process.cpdist(*texts, scorer=score, dtype=np.float64, workers=workers)
     return np.asarray(found, np.float64)
 
 
@@ -155,6 +149,7 @@ class AgainstReferences(TableOperator):
         return references
 
     def resolve(self, workspace: Place) -> Self:
+        need_embed("rapidfuzz", f"the stage {self.stage!r}")
         found = [reference.resolve(workspace) for reference in self.references]
         return self.model_copy(update={"references": found})
 
@@ -198,7 +193,7 @@ class SemanticLeak(Selector, AgainstReferences):
         found = _Nearest(table, self.references, self.embedding)
         lost = np.flatnonzero(found.similarity >= self.threshold)
         theirs = found.texts(lost)
-        alike = indel_similarity(texts_of(table, lost), theirs) if len(lost) else np.zeros(0)
+        alike = indel_similarity(texts_of(table, lost), theirs, table.workers)
         verbatim = alike >= self.string_threshold
         ids = found.ids(lost)
         outside = pa.table(
@@ -261,7 +256,7 @@ class ReferenceSimilarity(TableScorer, AgainstReferences):
             have = rows[found.row[rows] >= 0]
             place = pa.array(np.searchsorted(have, rows), mask=found.row[rows] < 0)
             ids = found.ids(have)
-            indel = indel_similarity(texts_of(table, have), found.texts(have))
+            indel = indel_similarity(texts_of(table, have), found.texts(have), table.workers)
             columns = [
                 pa.array(found.similarity[rows], from_pandas=True),
                 pa.array(indel, pa.float64()).take(place),

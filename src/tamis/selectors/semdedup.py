@@ -20,6 +20,7 @@ from tamis.selectors.semantic_duplicates import (
 )
 from tamis.selectors.survivors import EDGES_PER_ROW
 from tamis.selectors.table import Table
+from tamis.selectors.vector_certificate import certify_vectors
 from tamis.selectors.vectors import VECTOR_BYTES, Vectors, vectors_of
 from tamis.storage.edges import Edges
 from tamis.storage.kernels import Int64s
@@ -77,6 +78,12 @@ class SemDedup(RankedSelector):
         default=None, ge=-1, le=1, description="pairs are stored down to it; threshold - 0.1"
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the clustering")
+    certificate: int = Field(
+        default=500,
+        ge=0,
+        description="dropped rows whose similarity is computed again, to state precision beside a "
+        "sampled recall, with `greedy`; 0: no certificate. Unconfirmed",
+    )
 
     version: ClassVar[int] = 1
     paper: ClassVar[str] = (
@@ -121,6 +128,7 @@ class SemDedup(RankedSelector):
 
     def select(self, table: Table) -> Drops:
         vectors = vectors_of(table, self.embedding)
+        certificate = None
         k, probes = self.k, self.probes or 1
         if self.greedy:
             k, probes = search_effort(len(table), self.k, self.probes)
@@ -131,15 +139,27 @@ class SemDedup(RankedSelector):
 
         if self.greedy:
             lengths = text_lengths(table) if self.rank == LONGEST else np.zeros(0)
+            ranking = self.ranking(table, lengths)
             found = greedy(
                 vectors.matrix,
                 clusters,
-                canonical(self.ranking(table, lengths), vectors.rows),
+                canonical(ranking, vectors.rows),
                 self.limit,
                 edge_floor=self.floor,
                 workers=table.workers,
                 progress=progress,
             )
+            if self.certificate:
+                certificate = certify_vectors(
+                    table,
+                    vectors,
+                    ranking,
+                    found.kept,
+                    found.partner,
+                    found.similarity,
+                    threshold=self.limit,
+                    rows=self.certificate,
+                )
         else:
             found = published(
                 vectors.matrix,
@@ -150,7 +170,10 @@ class SemDedup(RankedSelector):
                 workers=table.workers,
                 progress=progress,
             )
-        return duplicate_drops(found, vectors)
+        drops = duplicate_drops(found, vectors)
+        if certificate is not None:
+            drops.report["certificate"] = certificate.as_report()
+        return drops
 
 
 def duplicate_drops(found: SemanticDuplicates, vectors: Vectors) -> Drops:

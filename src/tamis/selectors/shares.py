@@ -24,6 +24,19 @@ def places_within(cluster: npt.NDArray[np.integer], order: Int64s) -> Int64s:
     return place
 
 
+def members_of(group: Int64s) -> list[Int64s]:
+    """The rows of every group, ascending, in the order of the groups' first rows.
+
+    Example:
+        >>> [rows.tolist() for rows in members_of(np.array([7, 2, 7]))]
+        [[0, 2], [1]]
+    """
+    order = np.argsort(group, kind="stable")
+    cuts = np.flatnonzero(np.diff(group[order])) + 1
+    parts = np.split(order, cuts) if len(order) else []
+    return sorted(parts, key=lambda rows: int(rows[0]))
+
+
 def turns(place: Int64s, share: Float64s) -> Float64s:
     """When every row's turn comes, if clusters take turns in proportion to their shares.
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tamis.selectors.balanced import balanced_clusters
 from tamis.selectors.budgets import group_numbers
+from tamis.selectors.shares import members_of
 from tamis.selectors.table import Table
 from tamis.selectors.table_scorer import TableScorer
 from tamis.selectors.vectors import VECTOR_BYTES, vectors_of
@@ -73,14 +74,12 @@ class SubclassBalanced(TableScorer):
         if not len(table):
             return
         found = vectors_of(table, self.embedding)
-        label = group_numbers(table, self.label)[found.rows]
         # Classes are counted in the order of their first rows, which is that of the row_ids.
-        names, first, sizes = np.unique(label, return_index=True, return_counts=True)
-        size = self.size or max(int(sizes.min()), self.least)
+        classes = members_of(group_numbers(table, self.label)[found.rows])
+        size = self.size or max(min(map(len, classes)), self.least)
         subclass = np.empty(len(table), np.int64)
         count = 0
-        for name in names[np.argsort(first)]:
-            mine = np.flatnonzero(label == name)
+        for mine in classes:
             parts = -(-len(mine) // size)
             cut = balanced_clusters(
                 found.matrix[mine],

@@ -100,7 +100,7 @@ class SubstringDedup(TextCutter):
             whole, heads = whole_repeats(entries, rank, lengths, winnow)
             del entries
             rest = _partial(table, heads, lengths, winnow)
-            found = merged([found, own, whole, *rest])
+            found = merged([found, *own, whole, *rest], rank)
             table.progress("repeats found", part + 1, parts)
         return found
 
@@ -130,7 +130,7 @@ def _entries(
     repeated: Filter,
     part: int,
     parts: int,
-) -> tuple[Surroundings, Cuts]:
+) -> tuple[Surroundings, list[Cuts]]:
     """Anchors of the wanted rows that may be repeats; fills in the `lengths` of their texts."""
     entries: list[Surroundings] = []
     cuts: list[Cuts] = []
@@ -143,7 +143,7 @@ def _entries(
         cuts.append(own._replace(row=wanted[own.row], holder=wanted[own.holder]))
 
     table.map_text("text", wanted, look)
-    return Surroundings.joined(entries), merged(cuts)
+    return Surroundings.joined(entries), cuts
 
 
 def _partial(table: Table, heads: Surroundings, lengths: Int64s, winnow: Winnow) -> list[Cuts]:
@@ -167,7 +167,7 @@ def _texts(table: Table, anchors: Surroundings, winnow: Winnow) -> Bytes:
     by_row = np.argsort(anchors.row, kind="stable")
     wanted, number = np.unique(anchors.row[by_row], return_inverse=True)
     place = anchors.place[by_row]
-    sorted_texts = np.empty((len(by_row), 2 * winnow.length - winnow.gram), np.uint8)
+    texts = np.empty((len(by_row), 2 * winnow.length - winnow.gram), np.uint8)
 
     def copy(text: pa.Array, rows: Int64s, places: slice) -> None:
         a, b = np.searchsorted(number, [places.start, places.stop])
@@ -177,11 +177,10 @@ def _texts(table: Table, anchors: Surroundings, winnow: Winnow) -> Bytes:
             places.start,
             number[a:b],
             place[a:b],
+            by_row[a:b],
             winnow,
-            sorted_texts[a:b],
+            texts,
         )
 
     table.map_text("text", wanted, copy)
-    texts = np.empty_like(sorted_texts)
-    texts[by_row] = sorted_texts
     return texts

@@ -1,13 +1,14 @@
 """How near every row lies to topics that are given by a few keywords each."""
 
 from collections.abc import Iterable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 from numba import njit
 from pydantic import Field
 
+from tamis.scoring.embedding_models import need_embed
 from tamis.scoring.operator import RowScorer
 from tamis.selectors.inner_products import Float32s, Float64s, exact_product
 from tamis.selectors.table import Table
@@ -16,6 +17,7 @@ from tamis.selectors.vectors import VECTOR_BYTES, Vectors, vectors_of
 from tamis.storage.corpus import BATCH_ROWS
 from tamis.storage.errors import UserError
 from tamis.storage.kernels import KERNEL, Int64s, in_threads
+from tamis.storage.places import Place
 
 #: Rows compared with the topics at a time.
 _ROWS_AT_ONCE = 1 << 13
@@ -63,6 +65,11 @@ class Topics(TableScorer):
         "Schopf et al. 2021, Lbl2Vec: an embedding-based approach for unsupervised document "
         "retrieval on predefined topics; Breunig et al. 2000 (local outlier factor)"
     )
+
+    def resolve(self, workspace: Place) -> Self:
+        if self.clean_outliers:
+            need_embed("sklearn", f"`clean_outliers` of the stage {self.stage!r}")
+        return self
 
     def reads(self) -> set[str]:
         return {self.embedding}
@@ -148,12 +155,8 @@ def _direction(vectors: Float64s) -> Float32s:
 
 def _without_outliers(matrix: Float32s, rows: Int64s) -> Int64s:
     """Those of some rows that the local outlier factor does not mark."""
-    try:
-        from sklearn.neighbors import LocalOutlierFactor
-    except ImportError:
-        raise UserError(
-            "`clean_outliers` needs the package scikit-learn", mend='pip install "tamis[embed]"'
-        ) from None
+    from sklearn.neighbors import LocalOutlierFactor
+
     if len(rows) < 3:
         return rows
     neighbours = min(20, len(rows) - 1)  # scikit-learn's own default

@@ -24,6 +24,9 @@ from tamis.storage.tasks import Done, Runner, Task
 UInt32s = npt.NDArray[np.uint32]
 OnDuplicateId = Literal["error", "copy"]
 
+#: Rows are numbered by 32-bit integers where they are grouped.
+MOST_ROWS = (1 << 31) - 1
+
 _IDENTITY_VERSION = 1
 _IDS = pa.schema([("id_hi", pa.uint64()), ("id_lo", pa.uint64()), ("unusable", pa.bool_())])
 
@@ -102,8 +105,15 @@ def identify(
         explicit_id: whether the user named an id column: rows that share it must be equal.
 
     Raises:
-        UserError: if an id stands for rows with different content and that is not allowed.
+        UserError: if an id stands for rows with different content and that is not allowed, or if
+            there are more than `MOST_ROWS`.
     """
+    if corpus.rows > MOST_ROWS:
+        raise UserError(
+            f"{corpus.rows:,} rows are more than one run can number, which is {MOST_ROWS:,}",
+            where="corpus",
+            mend="split the corpus into several runs",
+        )
     runner.map(task, corpus.sizes, done)
     start = starts_of(corpus.shards)
     id_hi, id_lo = np.empty(corpus.rows, np.uint64), np.empty(corpus.rows, np.uint64)
