@@ -208,7 +208,7 @@ def decontamination(options: argparse.Namespace, path: Path, work: Path) -> list
     pq.write_table(table, planted, row_group_size=synthetic.ROW_GROUP)
     stage = {
         "operator": "decontaminate",
-        "against": [{"path": str(reference), "name": "items"}],
+        "references": [{"path": str(reference), "name": "items"}],
         "ngram": 12,
         "min_words": 12,
         "max_items": None,

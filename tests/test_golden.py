@@ -192,7 +192,7 @@ def digest_of_overlap(name: str) -> str:
         result = tamis.run(
             {
                 "corpus": {"path": str(source), "roles": {"text": "text", "id": "id"}},
-                "stages": [{"operator": name, "against": [reference], "ngram": 8}],
+                "stages": [{"operator": name, "references": [reference], "ngram": 8}],
                 "workspace": f"{folder}/work",
             }
         )

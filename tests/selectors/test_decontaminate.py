@@ -59,7 +59,7 @@ def test_planted_items_are_dropped_and_named(tmp_path: Path) -> None:
     items = [item for item in ITEMS if len(item.split()) >= 13][:15]
     texts = planted(make_texts(45, seed=8), items)
     names = [f"set {i % 2}" for i in range(15)]
-    stage = {"operator": "decontaminate", "against": [benchmark(tmp_path, items, names)]}
+    stage = {"operator": "decontaminate", "references": [benchmark(tmp_path, items, names)]}
     for _ in range(2):  # the second time from what is stored
         result = run(tmp_path, texts, [stage])
         lost = result.dropped.collect().to_dicts()
@@ -84,7 +84,7 @@ def test_columns_for_rules_of_ones_own(tmp_path: Path) -> None:
     names = ["contaminated", "benchmark", "item", "ngram", "row_share", "item_share"]
     columns = ["contaminated", *(f"contamination_{name}" for name in names[1:])]
     stages = [
-        {"operator": "contamination", "against": [reference]},
+        {"operator": "contamination", "references": [reference]},
         {"operator": "where", "keep": {"mostly_clean": "contamination_item_share < 0.9"}},
     ]
     result = run(tmp_path, texts, stages, output={"add": columns})
@@ -103,7 +103,7 @@ def test_threshold(tmp_path: Path) -> None:
     for threshold, expected in ((0, 2), (0.5, 2), (0.51, 1), (1, 1)):
         stage = {
             "operator": "decontaminate",
-            "against": [benchmark(tmp_path, [item])],
+            "references": [benchmark(tmp_path, [item])],
             "threshold": threshold,
         }
         assert run(tmp_path, texts, [stage]).dropped.collect().height == expected
@@ -132,7 +132,7 @@ def test_order_sharding_and_workers_do_not_matter(tmp_path: Path) -> None:
                     "path": str(folder / "in.parquet"),
                     "roles": {"text": "text", "id": "id"},
                 },
-                "stages": [{"operator": "decontaminate", "against": [reference]}],
+                "stages": [{"operator": "decontaminate", "references": [reference]}],
                 "workspace": str(folder / "work"),
                 "workers": workers,
             }
@@ -144,14 +144,14 @@ def test_order_sharding_and_workers_do_not_matter(tmp_path: Path) -> None:
 
 def test_nulls_and_empty_texts_of_a_benchmark_are_left_out(tmp_path: Path) -> None:
     reference = benchmark(tmp_path, [SHORT, "", None], ["a", "b", "c"])  # type: ignore[list-item]
-    stage = {"operator": "decontaminate", "against": [reference]}
+    stage = {"operator": "decontaminate", "references": [reference]}
     result = run(tmp_path, [SHORT, "", "x"], [stage])
     assert result.manifest["rows"]["kept"] == 2
     assert result.manifest["stages"][0]["report"]["items_too_short"] == 1
 
 
 def test_an_empty_corpus(tmp_path: Path) -> None:
-    stage = {"operator": "decontaminate", "against": [benchmark(tmp_path, [SHORT])]}
+    stage = {"operator": "decontaminate", "references": [benchmark(tmp_path, [SHORT])]}
     assert run(tmp_path, [], [stage]).manifest["rows"]["in"] == 0
 
 
@@ -168,10 +168,10 @@ def test_what_is_wrong_with_a_benchmark_is_said(
 ) -> None:
     reference = {**benchmark(tmp_path, [SHORT]), **change}
     with pytest.raises(UserError, match=message):
-        run(tmp_path, ["x"], [{"operator": "decontaminate", "against": [reference]}])
+        run(tmp_path, ["x"], [{"operator": "decontaminate", "references": [reference]}])
 
 
 def test_min_words_may_not_be_more_than_an_ngram(tmp_path: Path) -> None:
-    stage = {"operator": "contamination", "against": [benchmark(tmp_path, [SHORT])], "ngram": 5}
+    stage = {"operator": "contamination", "references": [benchmark(tmp_path, [SHORT])], "ngram": 5}
     with pytest.raises(UserError, match="min_words"):
         run(tmp_path, ["x"], [stage])

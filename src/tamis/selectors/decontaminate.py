@@ -54,7 +54,7 @@ class Items(NamedTuple):
 class NgramOverlap(TableOperator):
     """What the two operators on n-gram overlap with benchmarks share."""
 
-    against: list[Benchmark] = Field(min_length=1, description="the benchmarks")
+    references: list[Benchmark] = Field(min_length=1, description="the benchmarks")
     ngram: int = Field(
         default=13,
         ge=2,
@@ -85,17 +85,17 @@ class NgramOverlap(TableOperator):
         return self
 
     def resolve(self, workspace: Place) -> Self:
-        resolved = [reference.resolve(workspace) for reference in self.against]
-        return self.model_copy(update={"against": resolved})
+        resolved = [reference.resolve(workspace) for reference in self.references]
+        return self.model_copy(update={"references": resolved})
 
     def key_parts(self) -> dict[str, Any]:
         return {**super().key_parts(), "index": _INDEX_VERSION}
 
     def hits(self, table: Table) -> tuple[Items, NgramIndex, pa.Table]:
         """The items, their index, and what the rows of a table hold of them."""
-        items = _items(table, self.against)
+        items = _items(table, self.references)
         parts = self.model_dump(mode="json", include={"ngram", "min_words", "max_items"})
-        which = [r.model_dump(mode="json", exclude={"path", "name"}) for r in self.against]
+        which = [r.model_dump(mode="json", exclude={"path", "name"}) for r in self.references]
         digest = digest_of([_INDEX_VERSION, parts, which])
         path = absolute(table.workspace) / "references" / f"{digest}.npz"
         if kind_of(path) is None:
@@ -110,7 +110,7 @@ class Contamination(NgramOverlap, TableScorer):
 
     Texts are cut into words as for near_dedup. An n-gram is found where all its words are, one by
     one; no hash of n-grams decides. A row's item is the one of which it has the largest share of
-    n-grams, the first in the order of `against` and row_id if there are several.
+    n-grams, the first in the order of `references` and row_id if there are several.
     """
 
     operator: Literal["contamination"] = "contamination"

@@ -136,12 +136,12 @@ class Reference(BaseModel):
             orders=orders,
         )
 
+    def _home(self, workspace: Place) -> Place:
+        return absolute(workspace if self.index is None else place_of(self.index))
+
     def _columns(self) -> list[str | None]:
         """Columns that it must have, where they are named."""
         return [self.text, self.id]
-
-    def _home(self, workspace: Place) -> Place:
-        return absolute(workspace if self.index is None else place_of(self.index))
 
     def _open(self, workspace: Place, runner: Runner) -> Corpus:
         if is_empty_folder(self.path):
