@@ -51,11 +51,15 @@ def known_pairs(
         told = {**manifest["recipe"], "output": None, "workspace": str(workspace)}
         old = check_recipe(told)
         before = next(s for s in old.stages if s.stage == stage.stage)
+        told_of = next(s for s in manifest["stages"] if s["stage"] == stage.stage)
         edges = workspace / manifest["edges"][stage.stage]
         texts = _texts(manifest, old, stage.stage)
     except (TamisError, KeyError, StopIteration, ValueError):
         return None  # another recipe's, or of another version
     alike = before.similarity_parts() == parts and _identity(old.corpus) == _identity(recipe.corpus)
+    # Another version of the code may compute another similarity from the same parameters.
+    now = stage.key_parts()
+    alike = alike and all(told_of.get(key) == now.get(key) for key in ("version", "signal"))
     if not alike or kind_of(edges) is None:
         return None
     unchanged = np.zeros(len(rows.id_hi), np.bool_)
