@@ -1,6 +1,7 @@
 """MinHash signatures that datasketch 2.0 reads as its own."""
 
 import unicodedata
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -24,8 +25,12 @@ from tamis.storage.kernels import KERNEL, Int64s, UInt64s, fmix32, string_buffer
 UInt32s = npt.NDArray[np.uint32]
 
 
+@lru_cache(maxsize=8)
 def affine_permutations(num_perm: int, seed: int) -> tuple[UInt32s, UInt32s]:
-    """Multipliers (odd) and increments as ``datasketch.MinHash(num_perm, seed)`` draws them."""
+    """Multipliers (odd) and increments as ``datasketch.MinHash(num_perm, seed)`` draws them.
+
+    The same arrays for every caller, not to be changed.
+    """
     random = np.random.RandomState(seed)
     multiplier = random.randint(0, 1 << 31, num_perm, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
     return multiplier, random.randint(0, 1 << 32, num_perm, dtype=np.uint32)

@@ -249,10 +249,10 @@ class SpilledSets:
         """
         for place, run in self._batches.pieces(at.start, at.stop):
             end = place + len(run)
-            sets = ShingleSets.room_for(np.diff(self._start[place : end + 1]))
-            sets.fill(slice(0, len(run)), text, rows[run], shingling)
-            self._size[place:end] = sets.size
-            self._hashes.put(int(self._start[place]), sets.hashes)
+            start = self._start[place : end + 1]
+            with self._hashes.filling(int(start[0]), int(start[-1])) as hashes:
+                sets = ShingleSets(hashes, start - start[0], self._size[place:end])
+                sets.fill(slice(0, len(run)), text, rows[run], shingling)
 
     def close(self) -> None:
         """Let go of the sets."""

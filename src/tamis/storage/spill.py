@@ -68,6 +68,16 @@ class Spill:
                 written = os.pwrite(self._file, left, place)
                 left, place = left[written:], place + written
 
+    @contextmanager
+    def filling(self, first: int, last: int) -> Iterator[npt.NDArray[Any]]:
+        """The records from `first` up to `last`, which the block is to give values."""
+        if self._array is not None:
+            yield self._array[first:last]
+            return
+        values = np.empty((last - first, *self.shape[1:]), self.kind)
+        yield values
+        self.put(first, values)
+
     def get(self, first: int, last: int) -> npt.NDArray[Any]:
         """The records from `first` up to `last`; not to be changed."""
         if self._array is not None:
