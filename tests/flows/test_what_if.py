@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import tamis
 from tamis.flows.differences import Difference
+from tamis.selectors import components, duplicates
 from tests.conftest import make_texts
 from tests.guarantees.guarantee_tools import documents
 from tests.test_cli import tamis as command
@@ -129,6 +130,17 @@ def test_clusters_chains_and_templates(tmp_path: Path, before: float, after: flo
     stages = [{**NEAR, "threshold": before}]
     found = holds(tmp_path, corpus, stages, {"near_dedup.threshold": after})
     assert (found.after["rows"] > found.before["rows"]) == (after > before)
+
+
+@pytest.mark.parametrize("bytes_of_batch", [1, 1 << 19, 1 << 20])
+def test_the_size_of_batches_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_of_batch: int
+) -> None:
+    monkeypatch.setattr(duplicates, "BATCH_BYTES", bytes_of_batch)
+    monkeypatch.setattr(components, "MIN_PAIRS", 1)
+    corpus = write(tmp_path / "in.parquet", make_texts(1200, copies=0.6, words=30), group=300)
+    stages = [{**NEAR, "threshold": 0.8}]
+    assert holds(tmp_path, corpus, stages, {"near_dedup.threshold": 0.6}).exact
 
 
 @pytest.mark.parametrize(
@@ -281,6 +293,13 @@ def test_no_run_and_another_corpus(done: Path, tmp_path: Path) -> None:
     with pytest.raises(tamis.UserError, match="no finished run here"):
         tamis.what_if(tmp_path / "nothing", {"near_dedup.threshold": 0.7})
     assert not (tmp_path / "nothing").exists()
+    # A dataset has a manifest too; what-if must leave no lock in it.
+    told = recipe(done / "in.parquet", tmp_path / "elsewhere", [NEAR])
+    tamis.run({**told, "output": {"path": str(tmp_path / "out")}})
+    before = sorted(tmp_path.joinpath("out").iterdir())
+    with pytest.raises(tamis.UserError, match="no finished run here"):
+        tamis.what_if(tmp_path / "out", {"near_dedup.threshold": 0.7})
+    assert sorted(tmp_path.joinpath("out").iterdir()) == before
     corpus = write(tmp_path / "in.parquet", documents(1, 50))
     tamis.run(recipe(corpus, tmp_path / "w", [NEAR]))
     write(corpus, documents(2, 50))

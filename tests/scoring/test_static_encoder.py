@@ -75,7 +75,7 @@ def model2vec(texts: list[str], folder: Path, tokens: int | None = None) -> Any:
 def test_equals_model2vec(tmp_path: Path, bert: bool, normalize: bool) -> None:
     folder = static_model(tmp_path / "m", bert=bert, normalize=normalize)
     found = embedded(TEXTS, folder)
-    assert np.abs(matrix(found) - model2vec(TEXTS, folder)).max() < 1e-6
+    assert np.abs(matrix(found) - model2vec(TEXTS, folder)).max() < 5e-6
     assert not matrix(found)[30].any()  # no text: no direction
     assert found["embedding_truncated"].to_pylist() == [False] * len(TEXTS)
 

@@ -230,9 +230,10 @@ def test_a_threshold_of_one_means_equal_directions() -> None:
 
 
 def outcome(found: SemanticDuplicates) -> list[bytes]:
-    order = np.lexsort((found.edge_other, found.edge_row))
-    arrays = [found.kept, found.partner, found.similarity, found.edge_row[order]]
-    return [array.tobytes() for array in (*arrays, found.edge_similarity[order])]
+    row, other, similarity = found.edges.together()
+    order = np.lexsort((other, row))
+    edges = (row[order], other[order], similarity[order])
+    return [array.tobytes() for array in (found.kept, found.partner, found.similarity, *edges)]
 
 
 def test_workers_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,5 +295,5 @@ def test_recall_with_three_probes() -> None:
     matrix = np.r_[base, unit(cosine * base + np.sqrt(1 - cosine**2) * noise)]
     truth = true_neighbours(matrix, np.arange(8000), 0.9, workers=2)
     found = semantic_duplicates(matrix, 0.9, k=89, probes=3)
-    recall = (found.edge_similarity >= 0.9).sum() / (len(truth.row) / 2)
+    recall = (found.edges.together()[2] >= 0.9).sum() / (len(truth.row) / 2)
     assert recall > 0.97

@@ -196,7 +196,6 @@ def test_a_vector_that_is_none_is_named(tmp_path: Path, bad: list[float] | None)
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ({"operator": "semdedup", "threshold": 0.9, "fraction": 0.5}, "threshold or fraction"),
         ({"operator": "semdedup", "fraction": 0.5}, "greedy: false"),
         ({"operator": "semdedup", "greedy": False, "rank": "quality"}, "centroids rank"),
         ({"operator": "semdedup", "threshold": 0.9, "edge_floor": 0.95}, "above the threshold"),
@@ -223,3 +222,14 @@ def test_edges_tell_how_near_the_rest_is(tmp_path: Path) -> None:
     assert len(similarity) == manifest["stages"][0]["report"]["edges"] > 200
     assert similarity.min() >= 0.9
     assert similarity.max() <= 1
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_what_if_equals_a_run_at_that_threshold(tmp_path: Path, greedy: bool) -> None:
+    stage = {"operator": "semdedup", "embedding": "vector", "greedy": greedy}
+    run(corpus_table(), tmp_path / "a", [stage])
+    found = tamis.what_if(workspace_of(tmp_path / "a" / "out"), {"semdedup.threshold": 0.8})
+    rerun = run(corpus_table(), tmp_path / "b", [{**stage, "threshold": 0.8}])
+    assert found.after["rows"] == sum(row["action"] == "keep" for row in rerun.values())
+    assert found.after["rows"] < found.before["rows"]
+    assert found.exact

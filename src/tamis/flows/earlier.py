@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from tamis.recipe import CorpusPart, Recipe, check_recipe
 from tamis.scoring.operator import Scorer
@@ -64,10 +65,13 @@ def known_pairs(
         unchanged[rows.of(shard)] = texts.get(shard.digest) == text
     if unchanged.sum() < max(1, ENOUGH * len(unchanged)):
         return None
-    with place_errors(edges), parquet_file(edges) as file:
-        if file.metadata.num_rows > MOST * len(unchanged):
-            return None
-    return stored_pairs(edges, rows, unchanged)
+    try:
+        with place_errors(edges), parquet_file(edges) as file:
+            if file.metadata.num_rows > MOST * len(unchanged):
+                return None
+        return stored_pairs(edges, rows, unchanged)
+    except (TamisError, OSError, pa.ArrowException):
+        return None  # damaged: the pairs are compared again
 
 
 def _identity(corpus: CorpusPart) -> Any:

@@ -148,7 +148,7 @@ class Embedding(Signal):
         if self.backend == "static":
             return (200 << 20) + 3 * weights
         # Measured: the libraries, and weights that are held twice while they are converted.
-        return (1200 << 20) + 3 * weights
+        return (800 << 20) + 3 * weights
 
     def key_parts(self) -> dict[str, Any]:
         """With the versions of what computes; where the files lie does not count."""

@@ -26,9 +26,10 @@ from tamis.storage.kernels import Int64s, even_cuts, in_threads, string_buffers
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Tokenizer
 
 Float32s = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int32]
 Backend = Literal["openvino", "torch"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -42,6 +43,7 @@ _CALL_BYTES = 1 << 18
 _TOKEN_CHARACTERS = 8
 #: And at the least: more than the longest word that a tokenizer treats unlike longer ones.
 _LEAST_CHARACTERS = 1024
+_NO_IDS: Ids = np.zeros(0, np.int32)
 
 
 class Encoded(NamedTuple):
@@ -141,57 +143,58 @@ class TransformerEncoder:
 
     def encode(self, text: pa.Array) -> Encoded:
         """Vectors of some texts, as `SentenceTransformer.encode` gives them."""
-        found = self._tokens(text)
-        tokens = np.fromiter((len(e) for e in found), np.int64, len(found))
-        truncated = np.fromiter((bool(e.overflowing) for e in found), np.bool_, len(found))
-        vectors = np.empty((len(found), self.dimension), np.float32)
+        ids, truncated = self._tokens(text)
+        tokens = np.fromiter(map(len, ids), np.int64, len(ids))
+        vectors = np.empty((len(ids), self.dimension), np.float32)
 
         def run(rows: Int64s) -> None:
-            ids, mask = self._padded([found[row] for row in rows], tokens[rows])
-            vectors[rows] = self._forward(ids, mask, self._extra)
+            padded, mask = self._padded([ids[row] for row in rows])
+            vectors[rows] = self._forward(padded, mask, self._extra)
 
         in_threads(run, batches(tokens, self._budget), self._workers)
         return Encoded(vectors, tokens.astype(np.int32), truncated)
 
-    def _tokens(self, text: pa.Array) -> "list[Encoding]":
+    def _tokens(self, text: pa.Array) -> tuple[list[Ids], npt.NDArray[np.bool_]]:
         """Every text's tokens; of a long text only as much is read as the model does."""
-        found: list[Any] = [None] * len(text)
+        ids: list[Ids] = [_NO_IDS] * len(text)
+        truncated = np.zeros(len(text), np.bool_)
         todo = np.arange(len(text))
         limit = max(self.max_tokens * _TOKEN_CHARACTERS, _LEAST_CHARACTERS)
         while len(todo):
             part, cut = beginnings(text.take(pa.array(todo)), limit)
-            encoded = self._encode(part)
-            for row, encoding in zip(todo, encoded, strict=True):
-                found[row] = encoding
-            short = np.fromiter((not e.overflowing for e in encoded), np.bool_, len(encoded))
-            todo = todo[cut & short]
+            found = self._encode(part)
+            for row, (mine, more) in zip(todo, found, strict=True):
+                ids[row], truncated[row] = mine, more
+            todo = todo[cut & ~truncated[todo]]
             limit *= 4
-        return found
+        return ids, truncated
 
-    def _encode(self, text: pa.Array) -> "list[Encoding]":
+    def _encode(self, text: pa.Array) -> list[tuple[Ids, bool]]:
+        """Ids of every text, and whether there are more than the model reads."""
         _, offsets = string_buffers(text)
         size = int(offsets[-1] - offsets[0]) if len(text) else 0
 
-        def call(rows: tuple[int, int]) -> "list[Encoding]":
+        def call(rows: tuple[int, int]) -> list[tuple[Ids, bool]]:
             part = text.slice(rows[0], rows[1] - rows[0]).to_pylist()
             if self.prompt:
                 part = [self.prompt + one for one in part]
-            return list(self._tokenizer.encode_batch_fast(part))
+            # What the library gives takes a hundred bytes a token.
+            found = self._tokenizer.encode_batch_fast(part)
+            return [(np.array(one.ids, np.int32), bool(one.overflowing)) for one in found]
 
         parts = in_threads(call, even_cuts(offsets, 1 + size // _CALL_BYTES), self._workers)
-        return [encoding for part in parts for encoding in part]
+        return [found for part in parts for found in part]
 
-    def _padded(
-        self, encodings: "list[Encoding]", tokens: Int64s
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        length = int(_padded_lengths(tokens[:1])[0])
-        ids = np.full((len(tokens), length), self._pad_id, np.int64)
-        mask = np.zeros((len(tokens), length), np.int64)
-        for row, encoding in enumerate(encodings):
+    def _padded(self, ids: list[Ids]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Token ids of texts of one padded length, and where they are not padding."""
+        length = int(_padded_lengths(np.array([len(ids[0])]))[0])
+        padded = np.full((len(ids), length), self._pad_id, np.int64)
+        mask = np.zeros((len(ids), length), np.int64)
+        for row, mine in enumerate(ids):
             # On the right whatever the tokenizer does: positions stay those of the text alone.
-            ids[row, : tokens[row]] = encoding.ids
-            mask[row, : tokens[row]] = 1
-        return ids, mask
+            padded[row, : len(mine)] = mine
+            mask[row, : len(mine)] = 1
+        return padded, mask
 
 
 def _padded_lengths(tokens: Int64s) -> Int64s:

@@ -10,7 +10,7 @@ from numba import njit, uint8, uint64
 from tamis.scoring.minhash import Signatures
 from tamis.storage.errors import RunError
 from tamis.storage.grouping import Int32s, counting_sort, first_with_key
-from tamis.storage.kernels import KERNEL, Bytes, Int64s, UInt64s, fmix64, in_threads
+from tamis.storage.kernels import INLINE, KERNEL, Bytes, Int64s, UInt64s, fmix64, in_threads
 from tamis.storage.spill import Spill, SpillRoom
 
 _NOTHING = (np.zeros(0, np.int32), np.zeros(0, np.int32))
@@ -58,16 +58,22 @@ class Buckets(NamedTuple):
     entry_bucket: Int32s
 
 
+@njit(**INLINE)
+def band_key(signature, band, rows):  # type: ignore[no-untyped-def]
+    """Hash of one band of a signature."""
+    h = uint64(band + 1) * uint64(0x9E3779B97F4A7C15)
+    for r in range(band * rows, band * rows + rows):
+        h = fmix64(h ^ uint64(signature[r]))
+    return h
+
+
 @njit(**KERNEL)
 def _digest(signatures, rows, keys, sketch, whole):  # type: ignore[no-untyped-def]
     """Of every signature a key for each band, the low bytes, and a hash of all of it."""
     for d in range(signatures.shape[0]):
         signature = signatures[d]
         for band in range(keys.shape[0]):
-            h = uint64(band + 1) * uint64(0x9E3779B97F4A7C15)
-            for r in range(band * rows, band * rows + rows):
-                h = fmix64(h ^ uint64(signature[r]))
-            keys[band, d] = h
+            keys[band, d] = band_key(signature, band, rows)
         h = uint64(0)
         for k in range(signature.shape[0]):
             sketch[d, k] = uint8(signature[k])

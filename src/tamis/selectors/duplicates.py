@@ -1,6 +1,6 @@
 """From signatures to survivors: the near-duplicate search over whole columns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,6 +26,10 @@ from tamis.storage.grouping import Int32s, first_with_pair
 from tamis.storage.kernels import Bytes, Int64s, UInt64s, in_threads
 from tamis.storage.memory import show_bytes
 from tamis.storage.spill import Spill, SpillRoom
+
+#: Where pairs are known, so many batches, each of that part of the usual size, are decided at once;
+#: the candidates of so many are held (a third of what deciding them takes).
+BATCHES_AT_ONCE, BATCHES_HELD = 4, 8
 
 #: Calls a function with the texts of the rows asked for (ascending): a text array, positions in
 #: it, and the places among the rows asked for that they are.
@@ -213,50 +217,100 @@ class Candidates:
         )
 
 
-def decide(
-    candidates: Candidates,
-    sets_of: SetSource,
-    *,
-    threshold: float,
-    edge_floor: float,
-    workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
-    known: Known | None = None,
-) -> Survival:
-    """Verify candidates and say who survives, in numbers of ranks.
+@dataclass(frozen=True)
+class _Foreseen:
+    """A batch whose rounds were gone through with guesses.
 
-    Args:
-        sets_of: shingle sets of given rows, for exact similarities.
-        threshold: exact Jaccard similarity of a duplicate.
-        edge_floor: smallest similarity of a pair that is reported as an edge.
-        progress: called with rows decided and rows in all.
-        known: pairs of these rows that were compared before. They change how much is compared, not
-            what is found.
+    Attributes:
+        ranked: rows of the table from the best rank down.
+        outcome: what was decided, with guesses.
+        left, right: pairs of the table's rows that were guessed at.
     """
 
-    run = partial(
-        candidates.survivors, threshold=threshold, edge_floor=edge_floor, progress=progress
-    )
-    verify = _verifier(candidates.ranked, candidates.counts, sets_of, workers)
-    if known is not None:
-        known = known.of(candidates.ranked)
-        verify = remembering(verify, known)
-        outcome, left, right = foresee(run, candidates.sketch, known, threshold)
-        if not len(left):
-            return outcome
-        verify(left, right)
-    return run(verify)
+    ranked: Int64s
+    candidates: Candidates
+    outcome: Survival
+    left: Int64s
+    right: Int64s
 
 
-def _reading(map_text: MapText, rows: Int64s, counts: Int64s, shingling: Shingling) -> SetSource:
-    """The sets of some rows, numbered anew, made from their texts when they are asked for."""
+@dataclass(frozen=True)
+class _KnownPairs:
+    """Decides batches of which pairs are known: texts are read once, for those that are missing.
 
-    def sets_of(wanted: Int64s) -> ShingleSets:
-        sets = ShingleSets.room_for(counts[rows[wanted]])
-        map_text(rows[wanted], lambda text, at, places: sets.fill(places, text, at, shingling))
-        return sets
+    What is known changes how much is compared, not what is found.
 
-    return sets_of
+    Attributes:
+        batch: rows of a batch from the best rank down, and its candidates.
+    """
+
+    known: Known
+    batch: Callable[[int], tuple[Int64s, Candidates]]
+    counts: Int64s
+    map_text: MapText
+    shingling: Shingling
+    threshold: float
+    edge_floor: float
+    workers: int
+
+    def decide(self, batches: int) -> Iterator[tuple[Int64s, Survival]]:
+        """Go through all batches with guesses, compare what they lack, and decide them."""
+        if not batches:
+            return
+        workers = min(self.workers, BATCHES_AT_ONCE)
+        if batches <= BATCHES_HELD:
+            ahead = in_threads(self._look_ahead, range(batches), workers)
+            self._compare([(batch.left, batch.right) for batch in ahead])
+            yield from in_threads(self._finish, ahead, workers)
+            return
+
+        def lacks(number: int) -> tuple[Int64s, Int64s]:
+            found = self._look_ahead(number)
+            return found.left, found.right
+
+        self._compare(in_threads(lacks, range(batches), workers))
+        for first in range(0, batches, workers):
+            some = range(first, min(first + workers, batches))
+            yield from in_threads(lambda number: self._survive(*self.batch(number)), some, workers)
+
+    def _look_ahead(self, number: int) -> _Foreseen:
+        ranked, candidates = self.batch(number)
+        run = partial(candidates.survivors, threshold=self.threshold, edge_floor=self.edge_floor)
+        outcome, left, right = foresee(
+            run, candidates.sketch, self.known.of(ranked), self.threshold
+        )
+        return _Foreseen(ranked, candidates, outcome, ranked[left], ranked[right])
+
+    def _finish(self, batch: _Foreseen) -> tuple[Int64s, Survival]:
+        if not len(batch.left):
+            return batch.ranked, batch.outcome
+        return self._survive(batch.ranked, batch.candidates)
+
+    def _survive(self, ranked: Int64s, candidates: Candidates) -> tuple[Int64s, Survival]:
+        verify = remembering(self._verifier(ranked, 1), self.known.of(ranked))
+        return ranked, candidates.survivors(verify, self.threshold, self.edge_floor)
+
+    def _compare(self, pairs: list[tuple[Int64s, Int64s]]) -> None:
+        """Compare pairs of the table's rows, and know them from now on."""
+        none = np.zeros(0, np.int64)
+        left, right = (np.concatenate([none, *side]) for side in zip(*pairs, strict=True))
+        rows, place = np.unique(np.concatenate([left, right]), return_inverse=True)
+        a, b = place[: len(left)].astype(np.int32), place[len(left) :].astype(np.int32)
+        order = np.lexsort((b, a))
+        verify = remembering(self._verifier(rows, self.workers), self.known.of(rows))
+        verify(a[order], b[order])
+
+    def _verifier(self, rows: Int64s, workers: int) -> Verify:
+        """Exact similarity of pairs of some rows, from their texts."""
+
+        def sets_of(wanted: Int64s) -> ShingleSets:
+            sets = ShingleSets.room_for(self.counts[wanted])
+            self.map_text(
+                wanted, lambda text, at, places: sets.fill(places, text, at, self.shingling)
+            )
+            return sets
+
+        return _verifier(rows, self.counts, sets_of, workers)
 
 
 def find_duplicates(
@@ -290,8 +344,12 @@ def find_duplicates(
         RunError: if a component takes more.
     """
     left, collapsed, stand_in = _collapse(digests, ranking)
-    batches = Batches.find(digests, left, counts, BATCH_BYTES, workers)
-    del left
+    # With known pairs no sets are held, and several smaller batches are decided at once.
+    limit, held = (BATCH_BYTES, counts)
+    if known is not None:
+        limit, held = BATCH_BYTES // BATCHES_AT_ONCE, np.zeros_like(counts)
+    batches = Batches.find(digests, left, held, limit, workers)
+    del left, held
     if spare is not None and batches.most_bytes > BATCH_BYTES + spare:
         raise RunError(
             f"{batches.largest:,} rows are joined by what they have in common (one template, or "
@@ -305,30 +363,16 @@ def find_duplicates(
         lambda spill: batches.sort(spill, room), [*digests.keys, digests.sketch], workers
     )
 
-    def candidates_of(number: int) -> Candidates:
-        return Candidates.of_batch(
-            batches, number, keys, sketch, digests.banding, ranking, counts, workers
+    at_a_time = 1 if known is None else min(workers, BATCHES_AT_ONCE)
+
+    def batch(number: int) -> tuple[Int64s, Candidates]:
+        candidates = Candidates.of_batch(
+            *(batches, number, keys, sketch, digests.banding, ranking, counts),
+            max(1, workers // at_a_time),
         )
+        return batches.sorted[batches.of(number)][candidates.ranked], candidates
 
     rows = len(counts)
-    sets = None
-    if known is None:
-        sets = SpilledSets(batches, counts[batches.sorted], room)
-        map_text(batches.rows, partial(sets.fill, shingling=shingling))
-    elif len(batches) > 1:
-        # What the batches lack is compared together: each by itself would read most texts.
-        asked = [np.zeros((2, 0), np.int64)]
-        for number in range(len(batches)):
-            candidates = candidates_of(number)
-            ranked = batches.sorted[batches.of(number)][candidates.ranked]
-            run = partial(candidates.survivors, threshold=threshold, edge_floor=edge_floor)
-            _, *pairs = foresee(run, candidates.sketch, known.of(ranked), threshold)
-            asked.append(ranked[np.stack(pairs)])
-        left, right = np.concatenate(asked, axis=1).astype(np.int32)
-        order = np.lexsort((right, left))
-        everyone = np.arange(rows, dtype=np.int64)
-        sets_of = _reading(map_text, everyone, counts, shingling)
-        remembering(_verifier(everyone, counts, sets_of, workers), known)(left[order], right[order])
     found = Duplicates(
         kept=np.ones(rows, np.bool_),
         partner=np.full(rows, -1, np.int64),
@@ -346,23 +390,23 @@ def find_duplicates(
         },
     )
     found.edges.add(collapsed, stand_in, np.ones(len(collapsed)))
-    for number in range(len(batches)):
-        here = batches.of(number)
-        candidates, rows_here = candidates_of(number), batches.sorted[here]
-        outcome = decide(
-            candidates,
-            _reading(map_text, rows_here, counts, shingling) if sets is None else sets.of(number),
-            threshold=threshold,
-            edge_floor=edge_floor,
-            workers=workers,
-            progress=_shifted(progress, here.start, len(batches.rows)),
-            known=None if known is None else known.of(rows_here),
+    if known is not None:
+        again = _KnownPairs(
+            known, batch, counts, map_text, shingling, threshold, edge_floor, workers
         )
-        found.take(rows_here[candidates.ranked], outcome)
+        for ranked, outcome in again.decide(len(batches)):
+            found.take(ranked, outcome)
+    else:
+        sets = SpilledSets(batches, counts[batches.sorted], room)
+        map_text(batches.rows, partial(sets.fill, shingling=shingling))
+        for number in range(len(batches)):
+            ranked, candidates = batch(number)
+            verify = _verifier(candidates.ranked, candidates.counts, sets.of(number), workers)
+            shown = _shifted(progress, batches.of(number).start, len(batches.rows))
+            found.take(ranked, candidates.survivors(verify, threshold, edge_floor, shown))
+        sets.close()
     for spill in (*keys, sketch):
         spill.close()
-    if sets is not None:
-        sets.close()
     found.kept[collapsed] = False
     stays = found.kept[stand_in]
     found.partner[collapsed] = np.where(stays, stand_in, found.partner[stand_in])

@@ -6,6 +6,7 @@ tells nearly all the pairs that will be asked for; these are compared together.
 """
 
 from collections.abc import Callable
+from threading import Lock
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -31,6 +32,8 @@ CAUTIOUS_PER_ROW, MIN_CAUTIOUS = 1, 1 << 16
 class KnownPairs:
     """Exact similarities by pair of positions in the corpus (below 2**32), in either order.
 
+    Several threads may ask and add at once.
+
     Example:
         >>> import numpy as np
         >>> known = KnownPairs()
@@ -40,28 +43,30 @@ class KnownPairs:
     """
 
     def __init__(self) -> None:
-        self._keys: UInt64s = np.zeros(0, np.uint64)
-        self._values: Float64s = np.zeros(0)
+        self._stored: tuple[UInt64s, Float64s] = (np.zeros(0, np.uint64), np.zeros(0))
+        self._lock = Lock()
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._stored[0])
 
     def find(self, left: Int64s, right: Int64s) -> Float64s:
         """Similarity of every pair, nan where it is not known."""
         found = np.full(len(left), np.nan)
-        if len(self._keys):
+        keys, values = self._stored
+        if len(keys):
             wanted = _keys(left, right)
-            at = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
-            there = self._keys[at] == wanted
-            found[there] = self._values[at[there]]
+            at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+            there = keys[at] == wanted
+            found[there] = values[at[there]]
         return found
 
     def add(self, left: Int64s, right: Int64s, value: Float64s) -> None:
         """Remember more pairs; one that is known already keeps its value."""
-        keys = np.concatenate([self._keys, _keys(left, right)])
-        values = np.concatenate([self._values, value])
-        self._keys, first = np.unique(keys, return_index=True)
-        self._values = values[first]
+        with self._lock:
+            keys = np.concatenate([self._stored[0], _keys(left, right)])
+            values = np.concatenate([self._stored[1], value])
+            keys, first = np.unique(keys, return_index=True)
+            self._stored = keys, values[first]
 
 
 def _keys(left: Int64s, right: Int64s) -> UInt64s:

@@ -12,17 +12,17 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numba import int64, njit, uint16, uint64
+from numba import int64, njit, uint8, uint16, uint64
 
 from tamis.scoring.evaluate import Evaluated
 from tamis.scoring.minhash import MinHashSignature, Signatures
 from tamis.scoring.shingles import ShingleSets, Shingling
-from tamis.selectors.banding import Banding, digest
+from tamis.selectors.banding import Banding, band_key, digest
 from tamis.selectors.components import SHINGLES_AT_ONCE
 from tamis.selectors.jaccard import Float64s, exact_jaccard
 from tamis.selectors.survivors import least_equal
 from tamis.selectors.table import Table
-from tamis.storage.kernels import KERNEL, Bytes, Int64s, UInt64s, in_threads
+from tamis.storage.kernels import KERNEL, Int64s, UInt64s, in_threads
 from tamis.storage.rows import UInt32s
 
 #: Rows of the smaller side in hash tables at a time, at about 600 bytes each.
@@ -164,8 +164,8 @@ def _chain_up(keys, slots, chain):  # type: ignore[no-untyped-def]
 
 @njit(**KERNEL)
 def _meet(  # type: ignore[no-untyped-def]
-    probe_keys,
-    probe_sketch,
+    signatures,
+    band_rows,
     begin,
     keys,
     slots,
@@ -184,11 +184,11 @@ def _meet(  # type: ignore[no-untyped-def]
     room = built.shape[0]
     mask = uint64(slots.shape[1] - 1)
     count = 0
-    for row in range(begin, probe_sketch.shape[0]):
+    for row in range(begin, signatures.shape[0]):
         first = count
-        mine = probe_sketch[row]
+        mine = signatures[row]
         for band in range(keys.shape[0]):
-            key = probe_keys[band, row]
+            key = band_key(mine, band, band_rows)
             slot = key & mask
             member = slots[band, slot]
             while member >= 0 and keys[band, member] != key:
@@ -200,7 +200,7 @@ def _meet(  # type: ignore[no-untyped-def]
                     equal = uint16(0)
                     other = sketch[member]
                     for k in range(sketch.shape[1]):
-                        equal = uint16(equal + uint16(mine[k] == other[k]))
+                        equal = uint16(equal + uint16(uint8(mine[k]) == other[k]))
                     if equal >= min_equal:
                         if count == room:
                             return first, row
@@ -209,22 +209,7 @@ def _meet(  # type: ignore[no-untyped-def]
                         equals[count] = int64(equal)
                         count += 1
                 member = chain[band, member]
-    return count, probe_sketch.shape[0]
-
-
-class _Digests(NamedTuple):
-    """Of some signatures: keys ``(bands, rows)``, sketch, hash of the whole, multiset, shingles."""
-
-    keys: UInt64s
-    sketch: Bytes
-    whole: UInt64s
-    multiset: UInt64s
-    shingles: Int64s
-
-    @classmethod
-    def of(cls, batch: pa.RecordBatch, banding: Banding) -> "_Digests":
-        found = Signatures.stored(batch)
-        return cls(*digest(found, banding), found.multiset, found.shingles)
+    return count, signatures.shape[0]
 
 
 class _Block:
@@ -234,26 +219,23 @@ class _Block:
         size = 8
         while 2 * size < 3 * room:
             size *= 2
-        self._rows = _Digests(
-            np.empty((banding.bands, room), np.uint64),
-            np.empty((room, num_perm), np.uint8),
-            np.empty(room, np.uint64),
-            np.empty(room, np.uint64),
-            np.empty(room, np.int64),
-        )
+        self._banding = banding
+        self._keys = np.empty((banding.bands, room), np.uint64)
+        self._sketch = np.empty((room, num_perm), np.uint8)
+        self._multiset = np.empty(room, np.uint64)
+        self._shingles = np.empty(room, np.int64)
         self._slots = np.empty((banding.bands, size), np.int32)
         self._chain = np.empty((banding.bands, room), np.int32)
         self._room = room
         self._filled = 0
 
-    def put(self, found: _Digests, at: int) -> int:
-        """Take in rows from `at` on as far as there is room; gives how many."""
-        taken = min(self._room - self._filled, len(found.whole) - at)
-        here, there = slice(self._filled, self._filled + taken), slice(at, at + taken)
-        rows = self._rows
-        rows.keys[:, here], rows.sketch[here] = found.keys[:, there], found.sketch[there]
-        rows.whole[here], rows.multiset[here] = found.whole[there], found.multiset[there]
-        rows.shingles[here] = found.shingles[there]
+    def put(self, found: Signatures) -> int:
+        """Take in the first rows, as many as there is room for; gives how many."""
+        taken = min(self._room - self._filled, len(found.matrix))
+        here = slice(self._filled, self._filled + taken)
+        some = Signatures._make(column[:taken] for column in found)
+        self._keys[:, here], self._sketch[here], _ = digest(some, self._banding)
+        self._multiset[here], self._shingles[here] = some.multiset, some.shingles
         self._filled += taken
         return taken
 
@@ -264,7 +246,7 @@ class _Block:
     def close(self, workers: int) -> None:
         """Make the tables of what has been put in."""
         self._slots[:] = -1
-        keys, filled = self._rows.keys, self._filled
+        keys, filled = self._keys, self._filled
         in_threads(
             lambda band: _chain_up(keys[band, :filled], self._slots[band], self._chain[band]),
             range(len(keys)),
@@ -274,26 +256,24 @@ class _Block:
     def empty(self) -> None:
         self._filled = 0
 
-    def meet(self, found: _Digests, min_equal: int) -> Iterator[_Pairs]:
+    def meet(self, found: Signatures, min_equal: int) -> Iterator[_Pairs]:
         """Candidates among other rows: `left` is a row of this block."""
-        rows = self._rows
         met = np.full(self._filled, -1, np.int32)
+        tables = (self._keys, self._slots, self._chain, self._sketch)
         row, room = 0, 1 << 14
-        while row < len(found.whole):
+        while row < len(found.matrix):
             built, probed = np.empty(room, np.int64), np.empty(room, np.int64)
             equal = np.empty(room, np.int64)
-            tables = (rows.keys, self._slots, self._chain, rows.sketch)
-            count, row = _meet(
-                found.keys, found.sketch, row, *tables, min_equal, met, built, probed, equal
-            )
+            places = (found.matrix, self._banding.rows, row)
+            count, row = _meet(*places, *tables, min_equal, met, built, probed, equal)
             met[:] = -1  # the row that there was no room for begins anew
             a, b, equal = built[:count], probed[:count], equal[:count]
             same = (
-                (rows.whole[a] == found.whole[b])
-                & (rows.multiset[a] == found.multiset[b])
-                & (rows.shingles[a] == found.shingles[b])
+                (equal == found.matrix.shape[1])
+                & (self._multiset[a] == found.multiset[b])
+                & (self._shingles[a] == found.shingles[b])
             )
-            yield _Pairs(a, b, equal, same, rows.shingles[a], found.shingles[b])
+            yield _Pairs(a, b, equal, same, self._shingles[a], found.shingles[b])
             room *= 2
 
 
@@ -305,10 +285,9 @@ def _blocks(
     first = filled = 0
     for _, batches in side.parts(signal):
         for batch in batches():
-            found = _Digests.of(batch, banding)
             at = 0
             while at < batch.num_rows:
-                taken = block.put(found, at)
+                taken = block.put(Signatures.stored(batch.slice(at)))
                 at, filled = at + taken, filled + taken
                 if block.is_full:
                     block.close(workers)
@@ -388,7 +367,7 @@ def matches(
             nonlocal done
             at, batches = part
             for batch in batches():
-                for pairs in block.meet(_Digests.of(batch, banding), min_equal):
+                for pairs in block.meet(Signatures.stored(batch), min_equal):
                     mine, other = pairs.left + first, pairs.right + at
                     if swapped:
                         sizes = pairs.right_shingles, pairs.left_shingles

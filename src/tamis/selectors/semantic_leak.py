@@ -107,7 +107,7 @@ def texts_of(table: Table, rows: Int64s) -> pa.Array:
     return pa.concat_arrays([parts[begin] for begin in sorted(parts)] or [_NO_TEXT])
 
 
-_NO_TEXT = pa.array([], pa.large_string())
+_NO_TEXT = pa.nulls(0, pa.large_string())  # `pa.array` would load pandas
 
 
 def indel_similarity(left: pa.Array, right: pa.Array, workers: int = 1) -> Float64s:

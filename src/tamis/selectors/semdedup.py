@@ -26,9 +26,6 @@ from tamis.storage.edges import Edges
 from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import Drops, Float64s
 
-#: Unconfirmed: what is a duplicate depends on the embedder (docs/semantic-dedup.md).
-THRESHOLD = 0.9
-
 
 class SemDedup(RankedSelector):
     """Keep one of the rows whose embeddings are nearly the same.
@@ -45,18 +42,20 @@ class SemDedup(RankedSelector):
         default="embedding",
         description="vectors: a signal of an earlier stage or a column of the corpus",
     )
-    threshold: float | None = Field(
-        default=None,
+    # The default is unconfirmed: what is a duplicate depends on the embedder.
+    threshold: float = Field(
+        default=0.9,
         gt=0,
         le=1,
-        description="cosine similarity of a duplicate (1 - epsilon in the paper); .9 if not given, "
-        "which is unconfirmed: it depends on the embedder",
+        description="cosine similarity of a duplicate (1 - epsilon in the paper); depends on the "
+        "embedder, and .9 is unconfirmed",
     )
     fraction: float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="share to keep in place of a threshold (R_dedup); needs `greedy: false`",
+        description="share to keep; takes the place of the threshold (R_dedup) and needs "
+        "`greedy: false`",
     )
     greedy: bool = Field(
         default=True, description="compare with rows that stay; false: SemDeDup as published"
@@ -94,25 +93,18 @@ class SemDedup(RankedSelector):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.threshold is not None and self.fraction is not None:
-            raise ValueError("give either threshold or fraction")
         if self.fraction is not None and self.greedy:
             raise ValueError("fraction needs `greedy: false`: the greedy rule has no share")
         if not self.greedy and (self.rank != LONGEST or self.rank_order != "highest"):
             raise ValueError("rank needs `greedy: true`: as published, centroids rank the rows")
-        if self.edge_floor is not None and self.edge_floor > self.limit:
+        if self.edge_floor is not None and self.edge_floor > self.threshold:
             raise ValueError("edge_floor lies above the threshold")
         return self
 
     @property
-    def limit(self) -> float:
-        """The threshold, where one is used."""
-        return THRESHOLD if self.threshold is None else self.threshold
-
-    @property
     def floor(self) -> float:
         """Similarity down to which edges are kept."""
-        return self.limit - EDGE_MARGIN if self.edge_floor is None else self.edge_floor
+        return self.threshold - EDGE_MARGIN if self.edge_floor is None else self.edge_floor
 
     def reads(self) -> set[str]:
         return super().reads() | {self.embedding}
@@ -144,7 +136,7 @@ class SemDedup(RankedSelector):
                 vectors.matrix,
                 clusters,
                 canonical(ranking, vectors.rows),
-                self.limit,
+                self.threshold,
                 edge_floor=self.floor,
                 workers=table.workers,
                 progress=progress,
@@ -157,14 +149,14 @@ class SemDedup(RankedSelector):
                     found.kept,
                     found.partner,
                     found.similarity,
-                    threshold=self.limit,
+                    threshold=self.threshold,
                     rows=self.certificate,
                 )
         else:
             found = published(
                 vectors.matrix,
                 clusters,
-                threshold=self.limit if self.fraction is None else None,
+                threshold=self.threshold if self.fraction is None else None,
                 fraction=self.fraction,
                 edge_floor=self.floor,
                 workers=table.workers,
