@@ -268,7 +268,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("changes", "message"),
     [
         ({"near.threshold": 0.7}, "no stage 'near'; stages that decide: rules, exact_dedup"),
-        ({"near_dedup.treshold": 0.7}, "has no 'treshold'; it has rank"),
+        ({"near_dedup.treshold": 0.7}, "has no 'treshold'; it has threshold"),
         ({"near_dedup.threshold": 1.2}, "less than or equal to 1"),
         ({"near_dedup.threshold": 0}, "greater than 0"),
         ({"near_dedup.threshold": None}, "threshold: Input should be a valid number"),
