@@ -388,3 +388,29 @@ def test_what_is_wrong_is_told(tmp_path: Path) -> None:
     assert run(corpus, tmp_path / "all/out", everything).manifest["rows"]["kept"] == 1
     with pytest.raises(UserError, match="this run's own output"):
         run(corpus, tmp_path / "all/out", everything)
+
+
+def find(mine: list[str], theirs: list[str]) -> Any:
+    signal = MinHashSignature()
+    sides = TextSide(pa.array(mine)), TextSide(pa.array(theirs))
+    return matches(*sides, signal, Banding.finer_than(0.8, signal.num_perm), 0.8, 2)
+
+
+def test_many_equal_texts_on_both_sides() -> None:
+    text = " ".join(make_texts(1, seed=5, words=60, copies=0))
+    # Same shingles, other bytes: compared once, and the one with the smallest id is the partner.
+    found = find([text, text.upper()] * 10_000, ["nothing like it at all", *[text] * 20_000])
+    assert found.rows.tolist() == list(range(20_000))
+    assert set(found.partner.tolist()) == {1}
+    assert set(found.similarity.tolist()) == {1.0}
+    assert found.counts["candidate_pairs"] == 1
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_many_rows_of_one_template(swapped: bool) -> None:
+    template = " ".join(make_texts(1, seed=6, words=150, copies=0))
+    mine = [f"{template} number {i} of them" for i in range(5_000)]
+    theirs = [f"{template} number {i} of all" for i in range(5_001 - 2 * swapped)]
+    found = find(mine, theirs)
+    assert len(found.rows) == 5_000
+    assert found.counts["verified_pairs"] <= 5_000 * matching.CANDIDATES_PER_ROW
