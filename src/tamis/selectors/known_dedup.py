@@ -18,7 +18,7 @@ from tamis.selectors.matching import (
     TableSide,
     matches,
 )
-from tamis.selectors.reference import Reference
+from tamis.selectors.reference import Reference, left_out
 from tamis.selectors.resemblance import Resemblance
 from tamis.selectors.selector import Selector
 from tamis.selectors.table import Table
@@ -89,6 +89,7 @@ class KnownDedup(Selector, Resemblance):
         else:
             found = [self._matches(table, other) for other in tables]
         best = _best(found, tables)
+        apart = left_out(self.references, tables)
         outside = pa.concat_tables(
             _outside(reference.title, other, best.partner[best.reference == number])
             for number, (reference, other) in enumerate(zip(self.references, tables, strict=True))
@@ -106,6 +107,7 @@ class KnownDedup(Selector, Resemblance):
                 "references": {
                     reference.title: {
                         "rows": len(other),
+                        **apart[reference.title],
                         "resembled": len(one.rows),
                         **one.counts,
                     }
