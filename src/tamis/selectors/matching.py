@@ -39,8 +39,6 @@ EQUAL_BYTES = 50
 #: Candidates that a thread finds before it hands them on.
 PAIRS_AT_A_TIME = 1 << 16
 
-#: How many places of two sketches must be equal, by row or for all.
-_Floor = int | Int64s
 #: The number of a run's first row, and what gives the signatures of the run in batches.
 Part = tuple[int, Callable[[], Iterator[pa.RecordBatch]]]
 
@@ -147,6 +145,11 @@ class _Pairs(NamedTuple):
     def take(self, at: Int64s | slice) -> Self:
         return type(self)._make(column[at] for column in self)
 
+    def turned(self) -> Self:
+        """The same with left and right exchanged."""
+        sizes = self.right_shingles, self.left_shingles
+        return type(self)(self.right, self.left, self.equal, self.same, *sizes)
+
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         if not parts:
@@ -183,6 +186,7 @@ def _meet(  # type: ignore[no-untyped-def]
     slots,
     chain,
     sketch,
+    min_equal,
     floor,
     most,
     met,
@@ -193,21 +197,23 @@ def _meet(  # type: ignore[no-untyped-def]
     """Pairs that share a band and that their sketches do not reject, from row `begin` on.
 
     Args:
-        floor: equal places of sketches that a row of the block asks for.
+        min_equal: equal places of sketches that make a pair a candidate.
+        floor: equal places that a row of the block still asks for.
         most: of a probing row only its best candidates are given, as many, and any as good as the
             last of them.
         built, probed, equals: room for what is found; more than a block has rows.
 
-    Returns the number of pairs and the row to go on with: not the last if there is no more room.
+    Returns the number of candidates, of those given, and the row to go on with: not the last if
+    there is no more room.
     """
     room = built.shape[0]
     mask = uint64(slots.shape[1] - 1)
     histogram = np.zeros(sketch.shape[1] + 1, np.int64)
-    count = 0
+    seen = count = 0
     for row in range(begin, signatures.shape[0]):
         first = count
         if room - first < sketch.shape[0]:
-            return first, row
+            return seen, first, row
         mine = signatures[row]
         for band in range(keys.shape[0]):
             key = band_key(mine, band, band_rows)
@@ -223,6 +229,7 @@ def _meet(  # type: ignore[no-untyped-def]
                     other = sketch[member]
                     for k in range(sketch.shape[1]):
                         equal = uint16(equal + uint16(uint8(mine[k]) == other[k]))
+                    seen += equal >= min_equal
                     if equal >= floor[member]:
                         built[count] = member
                         probed[count] = row
@@ -243,7 +250,7 @@ def _meet(  # type: ignore[no-untyped-def]
                     built[count], probed[count] = built[pair], probed[pair]
                     equals[count] = equals[pair]
                     count += 1
-    return count, signatures.shape[0]
+    return seen, count, signatures.shape[0]
 
 
 class _Block:
@@ -296,11 +303,15 @@ class _Block:
     def empty(self) -> None:
         self._filled = 0
 
-    def meet(self, rows: Int64s, found: Signatures, floor: _Floor, most: int) -> Iterator[_Pairs]:
-        """Candidates among other rows: `left` is a row of this block.
+    def meet(
+        self, rows: Int64s, found: Signatures, min_equal: int, most: int, floor: Int64s | None
+    ) -> Iterator[tuple[int, _Pairs]]:
+        """How many candidates there are among other rows, and those that are worth a look.
+
+        `left` is a row of this block.
 
         Args:
-            floor, most: see `_meet`; the floor is by row, or one for all.
+            min_equal, most, floor: see `_meet`; the floor is by row.
         """
         filled = self._filled
         mine = self._rows[:filled]
@@ -310,17 +321,10 @@ class _Block:
         built, probed, equals = (np.empty(room, np.int64) for _ in range(3))
         row = 0
         while row < len(rows):
-            asked = np.broadcast_to(floor, filled) if isinstance(floor, int) else floor[mine]
+            asked = np.full(filled, min_equal) if floor is None else floor[mine]
             places = (found.matrix, self._banding.rows, row)
-            count, row = _meet(
-                *places,
-                *tables,
-                np.ascontiguousarray(asked, np.int64),
-                most,
-                met,
-                built,
-                probed,
-                equals,
+            seen, count, row = _meet(
+                *places, *tables, min_equal, asked, most, met, built, probed, equals
             )
             a, b, equal = built[:count], probed[:count], equals[:count].copy()
             same = (
@@ -328,7 +332,8 @@ class _Block:
                 & (self._multiset[a] == found.multiset[b])
                 & (self._shingles[a] == found.shingles[b])
             )
-            yield _Pairs(mine[a], rows[b], equal, same, self._shingles[a], found.shingles[b])
+            sizes = self._shingles[a], found.shingles[b]
+            yield seen, _Pairs(mine[a], rows[b], equal, same, *sizes)
 
 
 class _Distinct:
@@ -416,11 +421,12 @@ class _Candidates:
         self._lock = Lock()
         self.seen = 0
 
-    def add(self, pairs: _Pairs) -> None:
+    def add(self, seen: int, pairs: _Pairs) -> None:
+        """Take in what is worth a look of so many candidates."""
         with self._lock:
             self._parts.append(pairs)
             self._held += len(pairs.left)
-            self.seen += len(pairs.left)
+            self.seen += seen
             if self._held > self._room:
                 best = self._best()
                 self._parts = [best]
@@ -474,15 +480,9 @@ def matches(
         def meet(part: Part, block: _Block = block) -> None:
             nonlocal done
             for rows, found in probed.batches(part):
-                if swapped:
-                    for pairs in block.meet(rows, found, min_equal, CANDIDATES_PER_ROW):
-                        sizes = pairs.right_shingles, pairs.left_shingles
-                        candidates.add(
-                            _Pairs(pairs.right, pairs.left, pairs.equal, pairs.same, *sizes)
-                        )
-                else:
-                    for pairs in block.meet(rows, found, candidates.floor, len(built)):
-                        candidates.add(pairs)
+                bounds = (CANDIDATES_PER_ROW, None) if swapped else (len(built), candidates.floor)
+                for seen, pairs in block.meet(rows, found, min_equal, *bounds):
+                    candidates.add(seen, pairs.turned() if swapped else pairs)
                 with lock:
                     done += len(rows)
                     if progress is not None:
