@@ -207,7 +207,7 @@ def test_a_run_against_references_only_is_a_history_too(tmp_path: Path) -> None:
 
 def test_texts_that_were_cut_by_other_rows_are_not_asked_about(tmp_path: Path) -> None:
     result = run(tmp_path, [{"operator": "line_dedup"}, {"operator": "near_dedup"}])
-    with pytest.raises(UserError, match="line_dedup had cut"):
+    with pytest.raises(UserError, match="line_dedup had rewritten"):
         tamis.check(TEXTS[0], result)
 
 

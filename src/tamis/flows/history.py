@@ -204,8 +204,8 @@ def _rewriters(recipe: Recipe, stage: Resemblance, home: Place) -> list[RowScore
             continue
         if not isinstance(scorer, RowScorer) or scorer.roles != ("text",):
             raise UserError(
-                f"the run compared texts that {scorer.stage} had cut by what other rows hold, "
-                "which cannot be done to a text by itself",
+                f"the run compared texts that {scorer.stage} had rewritten by more than the text "
+                "itself, such as other rows; that cannot be done to a text asked about",
                 where=shown(home),
                 mend=f"put {stage.stage} before {scorer.stage} in its recipe and run it again",
             )
