@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import tamis
 from tamis.cli import app
+from tamis.flows.check import read_texts
 from tamis.scoring.minhash import MinHashSignature
 from tamis.storage.errors import UserError
 from tamis.storage.files import digest_file
@@ -202,3 +203,23 @@ def test_a_run_against_references_only_is_a_history_too(tmp_path: Path) -> None:
     assert not found["new"].any()
     assert set(found["action"]) == {"keep", "drop"}
     assert set(found.filter(pl.col("action") == "drop")["partner_source"]) == {"old"}
+
+
+def test_texts_that_were_cut_by_other_rows_are_not_asked_about(tmp_path: Path) -> None:
+    result = run(tmp_path, [{"operator": "line_dedup"}, {"operator": "near_dedup"}])
+    with pytest.raises(UserError, match="line_dedup had rewritten"):
+        tamis.check(TEXTS[0], result)
+
+
+def test_a_text_with_a_url_is_a_text(tmp_path: Path) -> None:
+    for text in ("see https://example.org/a b for it", "http://a.b\nand more", "mind://the.gap"):
+        assert read_texts(text).to_pylist() == [text]
+    with pytest.raises(UserError, match="credential"):
+        read_texts("s3://key:secret@bucket/a.jsonl")
+
+
+def test_a_corpus_that_other_commands_worked_on(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "old.parquet", TEXTS[:20])
+    scores = {"corpus": {"path": str(corpus), "roles": {"text": "text"}}}
+    tamis.run({**scores, "stages": [{"operator": "text_stats"}], "workspace": f"{corpus}.tamis"})
+    assert tamis.check([TEXTS[5], NEW], corpus)["new"].to_list() == [False, True]

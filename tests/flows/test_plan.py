@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import tamis
 from tamis.flows.plan import _draw, plan
 from tamis.recipe import check_recipe
+from tamis.storage.errors import RunError
 from tamis.storage.sample import Whole
 from tests.conftest import make_texts, write_corpus
 
@@ -112,3 +114,24 @@ def test_a_recipe_that_would_fail_says_so(tmp_path: Path) -> None:
     told["stages"] = [{"operator": "where", "keep": "nothing > 1"}]
     with pytest.raises(tamis.RunError, match="nothing"):
         plan(check_recipe(told))
+
+
+def test_a_shared_index_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_corpus(tmp_path / "in.parquet", make_texts(20, copies=0))
+    against = {"path": str(source), "index": str(tmp_path / "index")}
+    told = check_recipe(
+        recipe(
+            source, tmp_path / "out", stages=[{"operator": "known_dedup", "references": [against]}]
+        )
+    )
+    seen: list[Any] = []
+
+    def ran(command: list[str], **options: Any) -> Any:
+        seen.append(json.loads(Path(command[4]).read_text("utf-8")))
+        return subprocess.CompletedProcess(command, 1, "", "that is enough")
+
+    monkeypatch.setattr(subprocess, "run", ran)
+    with pytest.raises(RunError, match="that is enough"):
+        plan(told)
+    (reference,) = seen[0]["stages"][0]["references"]
+    assert (reference["path"], reference["index"]) == (str(source), None)

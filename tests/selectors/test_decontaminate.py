@@ -143,11 +143,14 @@ def test_order_sharding_and_workers_do_not_matter(tmp_path: Path) -> None:
 
 
 def test_nulls_and_empty_texts_of_a_benchmark_are_left_out(tmp_path: Path) -> None:
-    reference = benchmark(tmp_path, [SHORT, "", None], ["a", "b", "c"])  # type: ignore[list-item]
+    others = [" ".join(f"w{i}x{j}" for j in range(20)) for i in range(100)]
+    reference = benchmark(tmp_path, [SHORT, "", None, *others], ["a"] * 103)  # type: ignore[list-item]
     stage = {"operator": "decontaminate", "references": [reference]}
     result = run(tmp_path, [SHORT, "", "x"], [stage])
     assert result.manifest["rows"]["kept"] == 2
     assert result.manifest["stages"][0]["report"]["items_too_short"] == 1
+    told = result.manifest["stages"][0]["report"]["references"]
+    assert told == {"bench": {"unread": 0, "without_text": 1}}
 
 
 def test_an_empty_corpus(tmp_path: Path) -> None:

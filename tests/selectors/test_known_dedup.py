@@ -13,12 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tamis
+from tamis.flows.account import hide_credentials
 from tamis.flows.explain import explain
 from tamis.scoring.minhash import MinHashSignature
 from tamis.selectors import matching
 from tamis.selectors.banding import Banding
 from tamis.selectors.matching import TextSide, matches
-from tamis.storage.errors import UserError
+from tamis.selectors.reference import Reference
+from tamis.storage.errors import RunError, UserError
+from tamis.storage.tasks import Threads
 from tests.conftest import make_texts
 from tests.scoring.test_minhash import sets_of
 
@@ -256,7 +259,8 @@ def test_empty_corpora_and_odd_texts(tmp_path: Path, exact: bool) -> None:
         result = run(corpus, tmp_path / "out", [reference(nothing)], exact=exact)
         assert result.manifest["rows"]["kept"] == len(odd)
     # Rows of the reference without a text are no partners.
-    other = write(tmp_path / "ref.parquet", [None, *odd[:3], None, *odd[3:]])
+    others = [f"something else {i}" for i in range(200)]
+    other = write(tmp_path / "ref.parquet", [None, *odd[:3], None, *odd[3:], *others])
     result = run(corpus, tmp_path / "out", [reference(other)], exact=exact)
     assert result.manifest["rows"]["kept"] == 0
     assert in_order(result)[0]["evidence"] == ""
@@ -388,3 +392,76 @@ def test_what_is_wrong_is_told(tmp_path: Path) -> None:
     assert run(corpus, tmp_path / "all/out", everything).manifest["rows"]["kept"] == 1
     with pytest.raises(UserError, match="this run's own output"):
         run(corpus, tmp_path / "all/out", everything)
+
+
+def find(mine: list[str], theirs: list[str]) -> Any:
+    signal = MinHashSignature()
+    sides = TextSide(pa.array(mine)), TextSide(pa.array(theirs))
+    return matches(*sides, signal, Banding.finer_than(0.8, signal.num_perm), 0.8, 2)
+
+
+def test_many_equal_texts_on_both_sides() -> None:
+    text = " ".join(make_texts(1, seed=5, words=60, copies=0))
+    # Same shingles, other bytes: compared once, and the one with the smallest id is the partner.
+    found = find([text, text.upper()] * 10_000, ["nothing like it at all", *[text] * 20_000])
+    assert found.rows.tolist() == list(range(20_000))
+    assert set(found.partner.tolist()) == {1}
+    assert set(found.similarity.tolist()) == {1.0}
+    assert found.counts["candidate_pairs"] == 1
+
+
+def test_many_rows_of_one_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = " ".join(make_texts(1, seed=6, words=150, copies=0))
+    mine = [f"{template} number {i} of them" for i in range(5_000)]
+    theirs = [f"{template} number {i} of all" for i in range(5_001)]
+    # The one side or the other lies in tables; what is found and counted is the same.
+    monkeypatch.setattr(matching, "PAIRS_AT_ONCE", 1 << 18)
+    found = find(mine, theirs)
+    assert len(found.rows) == 5_000
+    assert found.counts["verified_pairs"] == 5_000 * matching.CANDIDATES_PER_ROW
+    other = find([*mine, "quite another", "and one more"], theirs)
+    for a, b in zip(found[:3], other[:3], strict=True):
+        assert np.array_equal(a, b)
+    assert found.counts == other.counts
+
+
+def test_bad_rows_of_a_reference_are_counted_or_refused(tmp_path: Path) -> None:
+    corpus = write(tmp_path / "in.parquet", ["kept"])
+    lines = [json.dumps({"id": str(i), "text": f"text {i}"}) for i in range(300)]
+    lines[7:9] = ["{", '{"id": "n", "text": null}']
+    against = [reference(tmp_path / "old.jsonl", name="old")]
+    (tmp_path / "old.jsonl").write_text("\n".join(lines))
+    report = run(corpus, tmp_path / "out", against).manifest["stages"][0]["report"]
+    told = report["references"]["old"]
+    assert (told["rows"], told["unread"], told["without_text"]) == (298, 1, 1)
+    lines[9:11] = ["no JSON", "nor this"]
+    (tmp_path / "old.jsonl").write_text("\n".join(lines))
+    with pytest.raises(RunError, match=r"4 of 300 rows of the reference.*old\.jsonl line 8"):
+        run(corpus, tmp_path / "out", against)
+
+
+def test_a_reference_that_changes_while_a_run_goes_on(tmp_path: Path) -> None:
+    old = write(tmp_path / "old.parquet", ["a", "b"])
+    resolved = Reference(path=str(old)).resolve(tmp_path / "work")
+    write(old, ["a", "b", "c"])
+    with pytest.raises(RunError, match="changed since the run began"):
+        resolved.open(tmp_path / "work", Threads(1), lambda name, done, total: None)
+
+
+@pytest.mark.parametrize("inside", ["old", "in", "out"])
+def test_an_index_among_what_is_read_or_written(tmp_path: Path, inside: str) -> None:
+    write(tmp_path / "in/a.parquet", ["a"])
+    write(tmp_path / "old/a.parquet", ["b"])
+    against = [reference(tmp_path / "old", index=str(tmp_path / inside / "index"))]
+    with pytest.raises(UserError, match="the index of a reference lies in the"):
+        run(tmp_path / "in", tmp_path / "out", against)
+    assert not (tmp_path / inside / "index").exists()
+
+
+def test_credentials_of_references_are_not_stored() -> None:
+    one = Reference(path="s3://key:secret@bucket/a", index="https://host/b?token=1").model_dump()
+    stage: dict[str, Any] = {"references": [one], "target": {**one, "index": None}}
+    hide_credentials(stage)
+    assert stage["references"][0]["path"] == stage["target"]["path"] == "s3://***@bucket/a"
+    assert stage["references"][0]["index"] == "https://host/b?***"
+    assert stage["target"]["index"] is None

@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from tamis.selectors import near_dedup
 from tamis.selectors.repetition import repetition_report
 from tests.conftest import make_texts
 from tests.selectors.sample_tools import run, shuffled
@@ -111,3 +112,23 @@ def test_few_rows(tmp_path: Path, texts: list[str]) -> None:
     assert found.report["report"]["repeated"] == 0
     rows = run(tmp_path / "b", table, {"operator": "repeats"}, add=["repeats"]).rows
     assert rows["repeats"].to_list() == [1] * len(texts) if texts else not len(rows)
+
+
+def test_sums_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
+    texts = [f"text {i % 70}" for i in range(3000)]
+    sizes = [0.1 * 3.7 ** (i % 23) for i in range(3000)]
+    table = corpus(texts, tokens=pa.array(sizes))
+    stage = {"operator": "repetition_risk", "tokens": "tokens"}
+    reports = []
+    for seed in (1, 2, 3):
+        found = run(tmp_path / str(seed), shuffled(table, seed), stage)
+        reports.append(found.report)
+    assert reports[0] == reports[1] == reports[2]
+
+
+def test_no_certificate_is_drawn_that_nobody_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(near_dedup, "certify", lambda *given, **named: pytest.fail("certified"))
+    stage = {"operator": "repetition_risk", "near": 0.8}
+    run(tmp_path, corpus(make_texts(20, copies=0.5)), stage)

@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import xxhash
 
 from tamis.flows.steps import Decided, Run
+from tamis.selectors.reference import told_references
 from tamis.storage.columns import Mask
 from tamis.storage.corpus import Shard
 from tamis.storage.files import digest_of, whole_file
 from tamis.storage.hashing import hash_batch
 from tamis.storage.kernels import in_threads
 from tamis.storage.ledger import DECISION, OUTSIDE, QUARANTINED, RULES, Drops
-from tamis.storage.places import Place, parquet_file, place_errors
+from tamis.storage.places import Place, parquet_file, place_errors, shown
 from tamis.storage.sidecar import PLACE, Part, sidecar_once, sidecar_path
 
 _LEDGER_VERSION = 3
@@ -204,6 +205,13 @@ def _column_by_batch(run: Run, column: str) -> Iterator[tuple[pa.Array, Mask]]:
             begin += batch.num_rows
 
 
+def hide_credentials(stage: dict[str, Any]) -> None:
+    """Bring the places of the references in a stage's parameters into the form that is stored."""
+    for reference in told_references(stage):
+        for name in ("path", "index"):
+            reference[name] = reference[name] and shown(reference[name])
+
+
 def stage_reports(run: Run) -> list[dict[str, Any]]:
     """What the manifest says of every stage."""
     lost = groups_lost_whole(run)
@@ -211,6 +219,7 @@ def stage_reports(run: Run) -> list[dict[str, Any]]:
     reports = []
     for stage in run.recipe.stages:
         report: dict[str, Any] = {"stage": stage.stage, **stage.key_parts()}
+        hide_credentials(report)
         if stage.stage in decided:
             found = decided[stage.stage]
             report["dropped"] = count_reasons(found)

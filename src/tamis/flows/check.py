@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from fsspec import available_protocols
 
 from tamis.flows.history import history_of
 from tamis.flows.in_memory import as_arrow
@@ -144,7 +145,12 @@ def read_texts(record: str, text: str = "text", format: str | None = None) -> pa
     Raises:
         UserError: for a file without the column, and a text of nothing but white space.
     """
-    place = place_of(record) if "\n" not in record and len(record) < 4096 else None
+    scheme, separator, _ = record.partition("://")
+    if separator:  # a text may hold a URL
+        named = len(record.split()) == 1 and scheme in available_protocols()
+    else:
+        named = "\n" not in record and len(record) < 4096
+    place = place_of(record) if named else None
     try:
         kind = kind_of(place) if place is not None else None
     except (OSError, ValueError):  # no name of a file

@@ -20,6 +20,7 @@ from tamis import __version__
 from tamis.flows.account import (
     count_reasons,
     domain_counts,
+    hide_credentials,
     ledger_counts,
     stage_reports,
     write_ledger,
@@ -226,10 +227,7 @@ def _check_inputs(recipe: Recipe, corpus: Corpus) -> None:
     places = {"workspace": recipe.workspace_path}
     if recipe.output is not None:
         places["output"] = place_of(recipe.output.path)
-    path = recipe.corpus.path
-    searched = [] if path.startswith(PYTHON_SCHEME) else [place_of(path)]
-    if "**" in path:
-        searched.append(place_of(path.split("*")[0]))
+    searched = _searched(recipe.corpus.path)
     searched += [place_of(found.path) for found in corpus.inputs if Path(found.path).is_dir()]
     for name, place in places.items():
         for found in corpus.inputs:
@@ -245,6 +243,34 @@ def _check_inputs(recipe: Recipe, corpus: Corpus) -> None:
                     f"the {name} lies inside the corpus {shown(folder)}",
                     where=shown(place),
                     mend="put it elsewhere: the next run would take it for input",
+                )
+
+
+def _searched(path: str) -> list[Place]:
+    """Folders that a path is looked for in."""
+    if path.startswith(PYTHON_SCHEME):
+        return []
+    return [place_of(path), *([place_of(path.split("*")[0])] if "**" in path else [])]
+
+
+def _check_indices(recipe: Recipe) -> None:
+    """Refuse an index where it would be read as input, or replaced with the dataset.
+
+    Raises:
+        UserError: naming it.
+    """
+    references = [found for stage in recipe.stages for found in references_of(stage)]
+    folders = [("corpus", place) for place in _searched(recipe.corpus.path)]
+    folders += [("reference", place) for one in references for place in _searched(one.path)]
+    if recipe.output is not None:
+        folders.append(("output", place_of(recipe.output.path)))
+    for index in {one.index: None for one in references if one.index is not None}:
+        for name, folder in folders:
+            if _inside(place_of(index), folder):
+                raise UserError(
+                    f"the index of a reference lies in the {name} {shown(folder)}",
+                    where=shown(index),
+                    mend="name a folder of its own",
                 )
 
 
@@ -280,6 +306,7 @@ def open_run(recipe: Recipe, workspace: Place, runner: Runner, report: Progress)
 
     Returns the run and the bytes of memory it may need.
     """
+    _check_indices(recipe)
     recipe = recipe.resolve(absolute(workspace))
     part = recipe.corpus
     report("reading the corpus", 0, 1)
@@ -380,6 +407,8 @@ def _manifest(run: Run, ledger: list[Place], entries: list[OutputFile]) -> dict[
     balance.check(expected_written=kept if entries else 0)
     recipe = run.recipe.model_dump(mode="json", exclude={"memory", "workers", "runner", "cluster"})
     recipe["corpus"]["path"] = shown(recipe["corpus"]["path"])
+    for stage in recipe["stages"]:
+        hide_credentials(stage)
     return {
         "rows": balance.as_manifest(),
         "domains": domain_counts(run),

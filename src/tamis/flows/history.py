@@ -86,8 +86,12 @@ def history_of(
     """
     beside = against.rstrip("/").split("*")[0].rstrip("/:") + ".tamis"
     for home in (place_of(against), place_of(beside)):
-        if "*" not in str(home) and _is_workspace(home):
-            return _of_run(absolute(home), scratch, runner, progress)
+        if "*" in str(home) or not _is_workspace(home):
+            continue
+        manifest, recipe = _last_run(absolute(home))
+        # `tamis score` and others leave a workspace beside a corpus that compared nothing.
+        if str(home) == str(place_of(against)) or _compares(recipe):
+            return _of_run(absolute(home), manifest, recipe, scratch, runner, progress)
     home = place_of(workspace or beside)
     reference = Reference(path=against, text=text, format=format).resolve(home)
     table = reference.open(home, runner, progress, scratch)
@@ -103,9 +107,19 @@ def _is_workspace(home: Place) -> bool:
         return "ledger" in read_json(place)
 
 
-def _of_run(home: Place, scratch: Place, runner: Runner, progress: Progress) -> History:
+def _last_run(home: Place) -> tuple[dict[str, Any], Recipe]:
     manifest = read_json(home / WORKSPACE_MANIFEST)
-    recipe = check_recipe({**manifest["recipe"], "output": None, "workspace": str(home)})
+    return manifest, check_recipe({**manifest["recipe"], "output": None, "workspace": str(home)})
+
+
+def _of_run(
+    home: Place,
+    manifest: dict[str, Any],
+    recipe: Recipe,
+    scratch: Place,
+    runner: Runner,
+    progress: Progress,
+) -> History:
     stage = _comparing(recipe, home)
     try:
         found = manifest["sidecars"][stage.stage]["minhash"]
@@ -121,7 +135,7 @@ def _of_run(home: Place, scratch: Place, runner: Runner, progress: Progress) -> 
     sidecars = manifest["sidecars"]
     first = next(n for n in sidecars if sidecars[n].get("minhash") == found)
     rows, seen = _rows(corpus, ledger, recipe, first, runner.workers)
-    rewriters = _rewriters(recipe, stage)
+    rewriters = _rewriters(recipe, stage, home)
     text: Source = str(recipe.corpus.roles.text)
     if rewriters:
         name = rewriters[-1].stage
@@ -147,9 +161,7 @@ def _of_run(home: Place, scratch: Place, runner: Runner, progress: Progress) -> 
 
     def rewritten(texts: pa.Array) -> pa.Array:
         for scorer in rewriters:
-            if isinstance(scorer, RowScorer) and scorer.roles == ("text",):
-                batch = scorer.compute(pa.record_batch({"text": texts}))
-                texts = batch[scorer.rewrites()["text"]]
+            texts = scorer.compute(pa.record_batch({"text": texts}))[scorer.rewrites()["text"]]
         return texts
 
     def decision(row: int) -> dict[str, Any]:
@@ -160,10 +172,15 @@ def _of_run(home: Place, scratch: Place, runner: Runner, progress: Progress) -> 
     return History(table, signed, stage, rewritten, decision)
 
 
+def _compares(recipe: Recipe) -> list[Resemblance]:
+    """The stages that compared texts by signatures."""
+    stages = [s for s in recipe.stages if isinstance(s, Resemblance)]
+    return [s for s in stages if not getattr(s, "exact", False)]
+
+
 def _comparing(recipe: Recipe, home: Place) -> Resemblance:
     """The stage that compared all rows with each other, or with other corpora."""
-    stages = [s for s in recipe.stages if isinstance(s, Resemblance)]
-    stages = [s for s in stages if not getattr(s, "exact", False)]
+    stages = _compares(recipe)
     chosen = [s for s in stages if isinstance(s, NearDedup)] or stages
     if not chosen:
         raise UserError(
@@ -174,10 +191,26 @@ def _comparing(recipe: Recipe, home: Place) -> Resemblance:
     return chosen[-1]
 
 
-def _rewriters(recipe: Recipe, stage: Resemblance) -> list[Scorer]:
-    """The stages before it that made new texts, in order."""
+def _rewriters(recipe: Recipe, stage: Resemblance, home: Place) -> list[RowScorer]:
+    """The stages before it that made new texts, in order.
+
+    Raises:
+        UserError: if one of them needs more than a text to do so, such as all other rows.
+    """
     before = recipe.stages[: [s.stage for s in recipe.stages].index(stage.stage)]
-    return [s for s in before if isinstance(s, Scorer) and "text" in s.rewrites()]
+    found: list[RowScorer] = []
+    for scorer in before:
+        if not isinstance(scorer, Scorer) or "text" not in scorer.rewrites():
+            continue
+        if not isinstance(scorer, RowScorer) or scorer.roles != ("text",):
+            raise UserError(
+                f"the run compared texts that {scorer.stage} had rewritten by more than the text "
+                "itself, such as other rows; that cannot be done to a text asked about",
+                where=shown(home),
+                mend=f"put {stage.stage} before {scorer.stage} in its recipe and run it again",
+            )
+        found.append(scorer)
+    return found
 
 
 def _corpus(manifest: dict[str, Any], home: Place) -> Corpus:

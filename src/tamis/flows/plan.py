@@ -11,7 +11,8 @@ from typing import Any
 
 from tamis.flows.checks import ROW_BYTES
 from tamis.recipe import CLUSTERS, Recipe
-from tamis.selectors.selector import Selector
+from tamis.selectors.reference import told_references
+from tamis.selectors.selector import TableOperator
 from tamis.storage.errors import RunError
 from tamis.storage.places import Place, kind_of, place_errors
 from tamis.storage.sample import Whole
@@ -138,11 +139,9 @@ def _memory(
     grown = max(0.0, measured - small["peak_memory"])
     each = min(MOST_PER_BYTE, grown / max(1.0, seen - min(small["bytes"], FULL_BYTES)))
     batches = each * max(0.0, min(drawn["bytes"], FULL_BYTES) - seen)
-    selectors = [stage for stage in recipe.stages if isinstance(stage, Selector)]
+    tables = [stage for stage in recipe.stages if isinstance(stage, TableOperator)]
     rows, seen_rows = round(drawn["rows"]), round(big["rows"])
-    bound = max(
-        (stage.memory(rows, 0) - stage.memory(seen_rows, 0) for stage in selectors), default=0
-    )
+    bound = max((stage.memory(rows, 0) - stage.memory(seen_rows, 0) for stage in tables), default=0)
     unseen = max(0.0, drawn["bytes"] - FULL_BYTES) / max(1.0, drawn["bytes"])
     table = ROW_BYTES * (rows - seen_rows) + SHARE_OF_BOUND * max(0, bound)
     return round(measured + batches + unseen * table)
@@ -158,6 +157,8 @@ def _run(recipe: Recipe, whole: Whole, share: float, home: Path) -> _Measured:
     told["workspace"] = str(home / "work")
     if told["output"] is not None:
         told["output"]["path"] = str(home / "out")
+    for reference in (one for stage in told["stages"] for one in told_references(stage)):
+        reference["index"] = None
     (home / "recipe.yaml").write_text(json.dumps(told), "utf-8")
     begun = time.perf_counter()
     command = [

@@ -1,7 +1,6 @@
 """The steps of a run, each of which can be called again and does only what is missing."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,11 +23,10 @@ from tamis.storage.dataset import DatasetWriter
 from tamis.storage.edges import Edges
 from tamis.storage.errors import RunError
 from tamis.storage.files import digest_of, whole_file
-from tamis.storage.hashing import hex_ids
-from tamis.storage.ingest import UNREAD, lines_of
+from tamis.storage.ingest import UNREAD
 from tamis.storage.ledger import OUTSIDE, RULES, Drops
 from tamis.storage.places import Place, kind_of, parquet_file, place_errors, shown
-from tamis.storage.rows import Rows
+from tamis.storage.rows import Rows, bad_rows, examples_of
 from tamis.storage.tasks import Done, Runner
 from tamis.storage.write import OutputFile, dataset_schema
 
@@ -99,39 +97,17 @@ def set_aside(run: Run) -> Place | None:
     path = run.workspace / "quarantine" / f"{step[:16]}.parquet"
     first: list[dict[str, Any]] = []
     with whole_file(path) as temporary, pq.ParquetWriter(temporary, UNREAD) as out:
-        for table in _bad_rows(run):
+        for table in bad_rows(corpus, run.rows, run.recipe.corpus.roles.text):
             out.write_table(table)
             first += table.slice(0, 3 - len(first)).to_pylist()
     if bad > run.recipe.max_quarantine * total:
-        examples = "; ".join(f"{r['file']} line {r['line']}: {r['reason']}" for r in first)
         raise RunError(
             f"{bad:,} of {total:,} rows are bad, more than max_quarantine = "
-            f"{run.recipe.max_quarantine:g} allows. {examples}",
+            f"{run.recipe.max_quarantine:g} allows. {examples_of(first)}",
             where=shown(path),
             mend="mend the corpus, or raise max_quarantine to leave these rows out",
         )
     return path
-
-
-def _bad_rows(run: Run) -> Iterator[pa.Table]:
-    """Lines that no shard holds, then rows without text, file by file."""
-    for unread in run.corpus.unread:
-        with parquet_file(unread) as file:
-            yield file.read()
-    reason = f"column {run.recipe.corpus.roles.text!r}: expected a text, found null"
-    for shard in run.corpus.shards:
-        here = run.rows.of(shard)
-        rows = np.flatnonzero(run.rows.unusable[here])
-        if len(rows):
-            ids = hex_ids(run.rows.id_hi[here][rows], run.rows.id_lo[here][rows])
-            columns = {
-                "file": pa.array([shard.source] * len(rows)),
-                "line": pa.array(lines_of(shard, rows)),
-                "row_id": pa.array(ids),
-                "reason": pa.array([reason] * len(rows)),
-                "raw": pa.nulls(len(rows), pa.binary()),
-            }
-            yield pa.table(columns, schema=UNREAD)
 
 
 def score(run: Run, stage: RowScorer | TableScorer) -> None:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from tamis.scoring.ngram_index import ContaminationHits, NgramIndex, read_index
-from tamis.selectors.reference import Reference
+from tamis.selectors.reference import Reference, left_out
 from tamis.selectors.selector import Selector, TableOperator
 from tamis.selectors.table import Table
 from tamis.selectors.table_scorer import TableScorer
@@ -41,6 +41,7 @@ class Items(NamedTuple):
     Attributes:
         text, benchmark, label: text, name of the benchmark, and id or row_id, of each.
         id_hi, id_lo, copy: row_id and copy in its reference.
+        left_out: by reference, lines that could not be read and rows without text.
     """
 
     text: pa.Array
@@ -49,6 +50,7 @@ class Items(NamedTuple):
     id_hi: UInt64s
     id_lo: UInt64s
     copy: UInt32s
+    left_out: dict[str, dict[str, int]]
 
 
 class NgramOverlap(TableOperator):
@@ -192,6 +194,7 @@ class Decontaminate(NgramOverlap, Selector):
             outside=outside,
             report={
                 **counts,
+                "references": items.left_out,
                 "benchmarks": {
                     entry["values"]: entry["counts"]
                     for entry in sorted(by_benchmark, key=lambda entry: str(entry["values"]))
@@ -203,8 +206,8 @@ class Decontaminate(NgramOverlap, Selector):
 def _items(table: Table, references: list[Benchmark]) -> Items:
     """The items of all benchmarks, reference by reference in the order of row_id and copy."""
     found: list[list[Any]] = []
-    for reference in references:
-        other = reference.table(table)
+    tables = [reference.table(table) for reference in references]
+    for reference, other in zip(references, tables, strict=True):
         order: Int64s = np.lexsort((other.copy, other.id_lo, other.id_hi))
         hi, lo, copy = other.id_hi[order], other.id_lo[order], other.copy[order]
 
@@ -222,8 +225,14 @@ def _items(table: Table, references: list[Benchmark]) -> Items:
         label = pa.array(hex_ids(hi, lo)) if label is None else label.cast(pa.string())
         text = column(reference.text).cast(pa.large_string())
         found.append([text, benchmark, label, hi, lo, copy])
-    columns: list[Any] = list(zip(*found, strict=True))
+    text, benchmarks, labels, *ids = (list(column) for column in zip(*found, strict=True))
+    high, low, copies = (np.concatenate(column) for column in ids)
     return Items(
-        *(pa.concat_arrays(column) for column in columns[:3]),
-        *(np.concatenate(column) for column in columns[3:]),
+        pa.concat_arrays(text),
+        pa.concat_arrays(benchmarks),
+        pa.concat_arrays(labels),
+        high,
+        low,
+        copies,
+        left_out(references, tables),
     )

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from tamis.selectors.budgets import draws, wanted
 from tamis.selectors.clusters import clusters_of, nearest_centroids
 from tamis.selectors.inner_products import Float64s
-from tamis.selectors.reference import Reference
+from tamis.selectors.reference import Reference, left_out
 from tamis.selectors.selector import Selector, TableOperator
 from tamis.selectors.shares import places_within, turns
 from tamis.selectors.table import Table
@@ -79,7 +79,8 @@ class TowardsTarget(TableOperator):
     def weigh(self, table: Table) -> _Weighed:
         """Clusters of the table's rows (at least one), and their weights."""
         mine = vectors_of(table, self.embedding)
-        theirs = reference_vectors(table, self.target.table(table), self.embedding).matrix
+        wanted_rows = self.target.table(table)
+        theirs = reference_vectors(table, wanted_rows, self.embedding).matrix
         if not len(theirs):
             raise UserError("the target has no rows", where=self.target.title)
         if theirs.shape[1] != mine.matrix.shape[1]:
@@ -107,6 +108,7 @@ class TowardsTarget(TableOperator):
             "clusters": len(used),
             "clusters_of_the_target": int((hits > 0).sum()),
             "target_rows": len(theirs),
+            "references": left_out([self.target], [wanted_rows]),
             # Farther from their centre than every row of the corpus there: what it lacks.
             "target_rows_outside": int((near[:, 0] < outermost[place[:, 0]]).sum()),
             "highest_weight": float(weight.max()),

@@ -10,8 +10,15 @@ from pydantic import Field, model_validator
 from tamis.scoring.operator import RowScorer
 from tamis.selectors.exact_dedup import ContentKey
 from tamis.selectors.jaccard import Float64s
-from tamis.selectors.matching import BLOCK_ROWS, PAIRS_AT_ONCE, Matches, TableSide, matches
-from tamis.selectors.reference import Reference
+from tamis.selectors.matching import (
+    BLOCK_ROWS,
+    EQUAL_BYTES,
+    PAIRS_AT_ONCE,
+    Matches,
+    TableSide,
+    matches,
+)
+from tamis.selectors.reference import Reference, left_out
 from tamis.selectors.resemblance import Resemblance
 from tamis.selectors.selector import Selector
 from tamis.selectors.table import Table
@@ -62,12 +69,17 @@ class KnownDedup(Selector, Resemblance):
         return (ContentKey(),) if self.exact else (self.signal,)
 
     def memory(self, rows: int, text_bytes: int) -> int:
-        """Hash tables of a block, candidates, and the ids of the largest reference."""
-        ids = 50 * max(reference.rows for reference in self.references)
+        """Hash tables of a block, candidates, ids, and what tells equal rows of both sides."""
+        theirs = max(reference.rows for reference in self.references)
         if self.exact:
-            return ids + 80 * rows
-        a_row = 5 * self.num_perm + 24 * self.banding.bands + 40
-        return ids + 60 * rows + a_row * min(rows, BLOCK_ROWS) + 160 * PAIRS_AT_ONCE
+            return 50 * theirs + 80 * rows
+        a_row = 5 * self.num_perm + 24 * self.banding.bands + 48
+        return (
+            (50 + EQUAL_BYTES) * theirs
+            + (68 + EQUAL_BYTES) * rows
+            + a_row * min(rows, BLOCK_ROWS)
+            + 160 * PAIRS_AT_ONCE
+        )
 
     def select(self, table: Table) -> Drops:
         tables = [reference.table(table) for reference in self.references]
@@ -77,6 +89,7 @@ class KnownDedup(Selector, Resemblance):
         else:
             found = [self._matches(table, other) for other in tables]
         best = _best(found, tables)
+        apart = left_out(self.references, tables)
         outside = pa.concat_tables(
             _outside(reference.title, other, best.partner[best.reference == number])
             for number, (reference, other) in enumerate(zip(self.references, tables, strict=True))
@@ -94,6 +107,7 @@ class KnownDedup(Selector, Resemblance):
                 "references": {
                     reference.title: {
                         "rows": len(other),
+                        **apart[reference.title],
                         "resembled": len(one.rows),
                         **one.counts,
                     }

@@ -1,7 +1,8 @@
 """Which rows of one set of texts resemble rows of another: bands in common, exact Jaccard.
 
-The smaller side is taken in blocks; the band keys of a block lie in hash tables, and the signatures
-of the larger side stream past them. So memory does not grow with either side.
+Of rows whose shingles are the same, one on each side is compared for all. The smaller side is taken
+in blocks; the band keys of a block lie in hash tables, and the signatures of the larger side stream
+past them. So memory grows only by what tells equal rows, `EQUAL_BYTES` each.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from tamis.selectors.components import SHINGLES_AT_ONCE
 from tamis.selectors.jaccard import Float64s, exact_jaccard
 from tamis.selectors.survivors import least_equal
 from tamis.selectors.table import Table
+from tamis.storage.grouping import first_with_pair
 from tamis.storage.kernels import KERNEL, Int64s, UInt64s, in_threads
 from tamis.storage.rows import UInt32s
 
@@ -31,7 +33,11 @@ BLOCK_ROWS = 1 << 19
 #: like its own. It is only reached where there are dozens of near-copies, as of a template.
 CANDIDATES_PER_ROW = 32
 #: Candidates in memory before those of them that will not be compared are let go.
-PAIRS_AT_ONCE = 1 << 22
+PAIRS_AT_ONCE = 1 << 20
+#: Bytes a row of either side that finding the equal ones takes.
+EQUAL_BYTES = 50
+#: Candidates that a thread finds before it hands them on.
+PAIRS_AT_A_TIME = 1 << 16
 
 #: The number of a run's first row, and what gives the signatures of the run in batches.
 Part = tuple[int, Callable[[], Iterator[pa.RecordBatch]]]
@@ -90,12 +96,16 @@ class TextSide:
 
     def __init__(self, text: pa.Array) -> None:
         self.text = text
+        self._signed: pa.RecordBatch | None = None
 
     def __len__(self) -> int:
         return len(self.text)
 
     def parts(self, signal: MinHashSignature) -> Sequence[Part]:
-        return [(0, lambda: iter([signal.compute(pa.record_batch({"text": self.text}))]))]
+        found = self._signed
+        if found is None:
+            found = self._signed = signal.compute(pa.record_batch({"text": self.text}))
+        return [(0, lambda: iter([found]))]
 
     def fill(self, rows: Int64s, sets: ShingleSets, at: int, shingling: Shingling) -> None:
         sets.fill(slice(at, at + len(rows)), self.text, rows, shingling)
@@ -135,6 +145,11 @@ class _Pairs(NamedTuple):
     def take(self, at: Int64s | slice) -> Self:
         return type(self)._make(column[at] for column in self)
 
+    def turned(self) -> Self:
+        """The same with left and right exchanged."""
+        sizes = self.right_shingles, self.left_shingles
+        return type(self)(self.right, self.left, self.equal, self.same, *sizes)
+
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         if not parts:
@@ -172,6 +187,8 @@ def _meet(  # type: ignore[no-untyped-def]
     chain,
     sketch,
     min_equal,
+    floor,
+    most,
     met,
     built,
     probed,
@@ -179,13 +196,24 @@ def _meet(  # type: ignore[no-untyped-def]
 ):
     """Pairs that share a band and that their sketches do not reject, from row `begin` on.
 
-    Returns the number of pairs and the row to go on with: not the last if there is no more room.
+    Args:
+        min_equal: equal places of sketches that make a pair a candidate.
+        floor: equal places that a row of the block still asks for.
+        most: of a probing row only its best candidates are given, as many, and any as good as the
+            last of them.
+        built, probed, equals: room for what is found; more than a block has rows.
+
+    Returns the number of candidates, of those given, and the row to go on with: not the last if
+    there is no more room.
     """
     room = built.shape[0]
     mask = uint64(slots.shape[1] - 1)
-    count = 0
+    histogram = np.zeros(sketch.shape[1] + 1, np.int64)
+    seen = count = 0
     for row in range(begin, signatures.shape[0]):
         first = count
+        if room - first < sketch.shape[0]:
+            return seen, first, row
         mine = signatures[row]
         for band in range(keys.shape[0]):
             key = band_key(mine, band, band_rows)
@@ -201,15 +229,28 @@ def _meet(  # type: ignore[no-untyped-def]
                     other = sketch[member]
                     for k in range(sketch.shape[1]):
                         equal = uint16(equal + uint16(uint8(mine[k]) == other[k]))
-                    if equal >= min_equal:
-                        if count == room:
-                            return first, row
+                    seen += equal >= min_equal
+                    if equal >= floor[member]:
                         built[count] = member
                         probed[count] = row
                         equals[count] = int64(equal)
                         count += 1
                 member = chain[band, member]
-    return count, signatures.shape[0]
+        if count - first > most:
+            histogram[:] = 0
+            for pair in range(first, count):
+                histogram[equals[pair]] += 1
+            least, better = sketch.shape[1], histogram[sketch.shape[1]]
+            while better < most:
+                least -= 1
+                better += histogram[least]
+            end, count = count, first
+            for pair in range(first, end):
+                if equals[pair] >= least:
+                    built[count], probed[count] = built[pair], probed[pair]
+                    equals[count] = equals[pair]
+                    count += 1
+    return seen, count, signatures.shape[0]
 
 
 class _Block:
@@ -220,6 +261,7 @@ class _Block:
         while 2 * size < 3 * room:
             size *= 2
         self._banding = banding
+        self._rows = np.empty(room, np.int64)
         self._keys = np.empty((banding.bands, room), np.uint64)
         self._sketch = np.empty((room, num_perm), np.uint8)
         self._multiset = np.empty(room, np.uint64)
@@ -229,11 +271,12 @@ class _Block:
         self._room = room
         self._filled = 0
 
-    def put(self, found: Signatures) -> int:
+    def put(self, rows: Int64s, found: Signatures) -> int:
         """Take in the first rows, as many as there is room for; gives how many."""
-        taken = min(self._room - self._filled, len(found.matrix))
+        taken = min(self._room - self._filled, len(rows))
         here = slice(self._filled, self._filled + taken)
         some = Signatures._make(column[:taken] for column in found)
+        self._rows[here] = rows[:taken]
         self._keys[:, here], self._sketch[here], _ = digest(some, self._banding)
         self._multiset[here], self._shingles[here] = some.multiset, some.shingles
         self._filled += taken
@@ -242,6 +285,10 @@ class _Block:
     @property
     def is_full(self) -> bool:
         return self._filled == self._room
+
+    @property
+    def is_empty(self) -> bool:
+        return self._filled == 0
 
     def close(self, workers: int) -> None:
         """Make the tables of what has been put in."""
@@ -256,55 +303,117 @@ class _Block:
     def empty(self) -> None:
         self._filled = 0
 
-    def meet(self, found: Signatures, min_equal: int) -> Iterator[_Pairs]:
-        """Candidates among other rows: `left` is a row of this block."""
-        met = np.full(self._filled, -1, np.int32)
-        tables = (self._keys, self._slots, self._chain, self._sketch)
-        row, room = 0, 1 << 14
-        while row < len(found.matrix):
-            built, probed = np.empty(room, np.int64), np.empty(room, np.int64)
-            equal = np.empty(room, np.int64)
+    def meet(
+        self, rows: Int64s, found: Signatures, min_equal: int, most: int, floor: Int64s | None
+    ) -> Iterator[tuple[int, _Pairs]]:
+        """How many candidates there are among other rows, and those that are worth a look.
+
+        `left` is a row of this block.
+
+        Args:
+            min_equal, most, floor: see `_meet`; the floor is by row.
+        """
+        filled = self._filled
+        mine = self._rows[:filled]
+        met = np.full(filled, -1, np.int32)
+        tables = (self._keys, self._slots, self._chain, self._sketch[:filled])
+        room = filled + PAIRS_AT_A_TIME
+        built, probed, equals = (np.empty(room, np.int64) for _ in range(3))
+        row = 0
+        while row < len(rows):
+            asked = np.full(filled, min_equal) if floor is None else floor[mine]
             places = (found.matrix, self._banding.rows, row)
-            count, row = _meet(*places, *tables, min_equal, met, built, probed, equal)
-            met[:] = -1  # the row that there was no room for begins anew
-            a, b, equal = built[:count], probed[:count], equal[:count]
+            seen, count, row = _meet(
+                *places, *tables, min_equal, asked, most, met, built, probed, equals
+            )
+            a, b, equal = built[:count], probed[:count], equals[:count].copy()
             same = (
                 (equal == found.matrix.shape[1])
                 & (self._multiset[a] == found.multiset[b])
                 & (self._shingles[a] == found.shingles[b])
             )
-            yield _Pairs(a, b, equal, same, self._shingles[a], found.shingles[b])
-            room *= 2
+            sizes = self._shingles[a], found.shingles[b]
+            yield seen, _Pairs(mine[a], rows[b], equal, same, *sizes)
 
 
-def _blocks(
-    side: Side, signal: MinHashSignature, banding: Banding, workers: int
-) -> Iterator[tuple[int, _Block]]:
-    """`BLOCK_ROWS` rows at a time, and the number of the first; each holds until the next."""
-    block = _Block(min(len(side), BLOCK_ROWS), signal.num_perm, banding)
-    first = filled = 0
-    for _, batches in side.parts(signal):
+class _Distinct:
+    """Of rows of a side whose shingles are the same, the one with the smallest id.
+
+    Equality is of 128 bits over signature and multiset, together with the number of shingles.
+
+    Attributes:
+        stand_in: int64, for every row the row that is compared in its place.
+        kept: which rows are.
+    """
+
+    def __init__(self, side: Side, signal: MinHashSignature, workers: int) -> None:
+        whole, multiset = np.empty(len(side), np.uint64), np.empty(len(side), np.uint64)
+        self._parts = side.parts(signal)
+
+        def read(part: Part) -> None:
+            at, batches = part
+            for batch in batches():
+                here = slice(at, at + batch.num_rows)
+                found = Signatures.stored(batch)
+                _, _, whole[here] = digest(found, Banding(0, 0))
+                multiset[here] = found.multiset + found.shingles.astype(np.uint64)
+                at += batch.num_rows
+
+        in_threads(read, self._parts, workers)
+        self.stand_in = first_with_pair(whole, multiset).astype(np.int64)
+        repeats = np.flatnonzero(self.stand_in != np.arange(len(side)))
+        several = np.union1d(repeats, self.stand_in[repeats])
+        high, low, copy = side.ids(several)
+        by_id = several[np.lexsort((copy, low, high))][::-1]
+        group = self.stand_in[by_id]
+        lowest = np.arange(len(side))
+        lowest[group] = by_id  # the smallest is written last
+        self.stand_in[several] = lowest[self.stand_in[several]]
+        self.kept = self.stand_in == np.arange(len(side))
+
+    def __len__(self) -> int:
+        return int(self.kept.sum())
+
+    def batches(self, part: Part) -> Iterator[tuple[Int64s, Signatures]]:
+        """Rows that are compared, with their signatures."""
+        at, batches = part
         for batch in batches():
-            at = 0
-            while at < batch.num_rows:
-                taken = block.put(Signatures.stored(batch.slice(at)))
-                at, filled = at + taken, filled + taken
-                if block.is_full:
-                    block.close(workers)
-                    yield first, block
-                    block.empty()
-                    first += filled
-                    filled = 0
-    if filled:
-        block.close(workers)
-        yield first, block
+            found = Signatures.stored(batch)
+            rows = np.flatnonzero(self.kept[at : at + batch.num_rows])
+            if len(rows) < batch.num_rows:
+                found = Signatures._make(column[rows] for column in found)
+            yield rows + at, found
+            at += batch.num_rows
+
+    def parts(self) -> Sequence[Part]:
+        """Signatures of all rows, for `batches`."""
+        return self._parts
+
+    def blocks(self, num_perm: int, banding: Banding, workers: int) -> Iterator[_Block]:
+        """`BLOCK_ROWS` of the rows that are compared at a time; each holds until the next."""
+        block = _Block(min(len(self), BLOCK_ROWS), num_perm, banding)
+        for part in self._parts:
+            for rows, found in self.batches(part):
+                at = 0
+                while at < len(rows):
+                    rest = Signatures._make(column[at:] for column in found)
+                    at += block.put(rows[at:], rest)
+                    if block.is_full:
+                        block.close(workers)
+                        yield block
+                        block.empty()
+        if not block.is_empty:
+            block.close(workers)
+            yield block
 
 
 class _Candidates:
     """The candidates seen so far, of every row the most alike. What stays does not depend on the
     order in which they came."""
 
-    def __init__(self, right: Side) -> None:
+    def __init__(self, left: Side, right: Side, min_equal: int) -> None:
+        """`floor` tells by row of `left` how many equal places it still asks for."""
+        self.floor: Int64s = np.full(len(left), min_equal, np.int64)
         self._right = right
         self._parts: list[_Pairs] = []
         self._held = 0
@@ -312,15 +421,20 @@ class _Candidates:
         self._lock = Lock()
         self.seen = 0
 
-    def add(self, pairs: _Pairs) -> None:
+    def add(self, seen: int, pairs: _Pairs) -> None:
+        """Take in what is worth a look of so many candidates."""
         with self._lock:
             self._parts.append(pairs)
             self._held += len(pairs.left)
-            self.seen += len(pairs.left)
+            self.seen += seen
             if self._held > self._room:
-                self._parts = [self._best()]
-                self._held = len(self._parts[0].left)
+                best = self._best()
+                self._parts = [best]
+                self._held = len(best.left)
                 self._room = max(PAIRS_AT_ONCE, 2 * self._held)
+                last = CANDIDATES_PER_ROW - 1
+                full = np.flatnonzero(best.left[last:] == best.left[: len(best.left) - last])
+                self.floor[best.left[full]] = best.equal[full + last]
 
     def best(self) -> _Pairs:
         """Sorted by the left row, the most alike first."""
@@ -354,33 +468,27 @@ def matches(
         threshold: exact Jaccard similarity from which two texts resemble each other.
         progress: called with rows looked at and rows in all.
     """
-    candidates = _Candidates(right)
-    swapped = len(left) > len(right)
-    built, probed = (right, left) if swapped else (left, right)
     min_equal = least_equal(signal.num_perm, threshold)
+    candidates = _Candidates(left, right, min_equal)
+    mine, theirs = (_Distinct(side, signal, workers) for side in (left, right))
+    swapped = len(mine) > len(theirs)
+    built, probed = (theirs, mine) if swapped else (mine, theirs)
     done, lock = 0, Lock()
-    parts = probed.parts(signal) if len(built) else []
-    blocks = max(1, -(-len(built) // BLOCK_ROWS))
-    for first, block in _blocks(built, signal, banding, workers) if parts else ():
+    total = max(1, -(-len(built) // BLOCK_ROWS)) * len(probed)
+    for block in built.blocks(signal.num_perm, banding, workers) if len(probed) else ():
 
-        def meet(part: Part, block: _Block = block, first: int = first) -> None:
+        def meet(part: Part, block: _Block = block) -> None:
             nonlocal done
-            at, batches = part
-            for batch in batches():
-                for pairs in block.meet(Signatures.stored(batch), min_equal):
-                    mine, other = pairs.left + first, pairs.right + at
-                    if swapped:
-                        sizes = pairs.right_shingles, pairs.left_shingles
-                        candidates.add(_Pairs(other, mine, pairs.equal, pairs.same, *sizes))
-                    else:
-                        candidates.add(pairs._replace(left=mine, right=other))
-                at += batch.num_rows
+            for rows, found in probed.batches(part):
+                bounds = (CANDIDATES_PER_ROW, None) if swapped else (len(built), candidates.floor)
+                for seen, pairs in block.meet(rows, found, min_equal, *bounds):
+                    candidates.add(seen, pairs.turned() if swapped else pairs)
                 with lock:
-                    done += batch.num_rows
+                    done += len(rows)
                     if progress is not None:
-                        progress(done, blocks * len(probed))
+                        progress(done, total)
 
-        in_threads(meet, parts, workers)
+        in_threads(meet, probed.parts(), workers)
     pairs = candidates.best()
     value = _similarities(pairs, left, right, signal.shingling, workers)
     counts = {
@@ -389,11 +497,15 @@ def matches(
         "candidates_left_out": candidates.seen - len(pairs.left),
     }
     near = np.flatnonzero(value >= threshold)
-    mine, other, value = pairs.left[near], pairs.right[near], value[near]
+    left_rows, other, value = pairs.left[near], pairs.right[near], value[near]
     high, low, copy = right.ids(other)
-    order = np.lexsort((copy, low, high, -value, mine))
-    rows, at = np.unique(mine[order], return_index=True)
-    return Matches(rows, other[order][at], value[order][at], counts)
+    order = np.lexsort((copy, low, high, -value, left_rows))
+    rows, at = np.unique(left_rows[order], return_index=True)
+    place = np.full(len(left), -1, np.int64)
+    place[rows] = order[at]
+    place = place[mine.stand_in]
+    rows = np.flatnonzero(place >= 0)
+    return Matches(rows, other[place[rows]], value[place[rows]], counts)
 
 
 def _similarities(

@@ -1,6 +1,7 @@
 """Another corpus that the rows are held against: a benchmark, yesterday's data, a target set."""
 
-from typing import Self
+from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -10,13 +11,16 @@ from tamis.scoring.evaluate import Evaluated, evaluate
 from tamis.scoring.operator import Operator, RowScorer
 from tamis.selectors.table import Table
 from tamis.storage.corpus import Corpus, Progress
-from tamis.storage.errors import UserError
+from tamis.storage.errors import RunError, UserError
 from tamis.storage.files import digest_of
 from tamis.storage.ingest import open_corpus
 from tamis.storage.inputs import is_empty_folder
 from tamis.storage.places import Place, absolute, place_of, shown
-from tamis.storage.rows import Identify, identify
+from tamis.storage.rows import Identify, Rows, bad_rows, examples_of, identify
 from tamis.storage.tasks import Runner, Threads
+
+#: Share of a reference's rows that may be bad, as a recipe's max_quarantine is for its corpus.
+MAX_BAD = 0.01
 
 
 class Reference(BaseModel):
@@ -59,7 +63,7 @@ class Reference(BaseModel):
             UserError: if they are not there, lack the columns, or are not those it pins.
         """
         corpus = self._open(workspace, Threads(1))
-        digest = digest_of([found.digest for found in corpus.inputs])
+        digest = _digest(corpus)
         if self.digest not in (None, digest):
             raise UserError(
                 f"the reference has the digest {digest}, the recipe pins {self.digest}",
@@ -108,10 +112,19 @@ class Reference(BaseModel):
         Args:
             workspace: where its ids and signals go if it names no `index`.
             orders: folder of what workers are told; the workspace's own if not given.
+
+        Raises:
+            RunError: if its files are not those that were resolved, or too many rows are bad.
         """
         home = self._home(workspace)
         orders = orders or home / "orders"
         corpus = self._open(workspace, runner)
+        if self.digest not in (None, _digest(corpus)):
+            raise RunError(
+                "the reference has changed since the run began",
+                where=shown(self.path),
+                mend="run the same command again: finished steps are kept",
+            )
         task = Identify(
             shards=corpus.keep(orders),
             folder=str(home / "ids"),
@@ -121,6 +134,7 @@ class Reference(BaseModel):
         rows = identify(
             corpus, task, runner, explicit_id=self.id is not None, on_duplicate_id="copy"
         )
+        self._check_bad(corpus, rows)
         kept = ~rows.unusable
         return Table(
             corpus=corpus,
@@ -136,6 +150,22 @@ class Reference(BaseModel):
             orders=orders,
         )
 
+    def _check_bad(self, corpus: Corpus, rows: Rows) -> None:
+        bad, total = int(rows.unusable.sum()) + corpus.unread_rows, corpus.rows + corpus.unread_rows
+        if bad <= MAX_BAD * total:
+            return
+        first: list[dict[str, Any]] = []
+        for table in bad_rows(corpus, rows, self.text):
+            first += table.slice(0, 3 - len(first)).to_pylist()
+            if len(first) == 3:
+                break
+        raise RunError(
+            f"{bad:,} of {total:,} rows of the reference are bad, more than {MAX_BAD:.0%}. "
+            f"{examples_of(first)}",
+            where=shown(self.path),
+            mend="mend its files, or take these rows out of them",
+        )
+
     def _home(self, workspace: Place) -> Place:
         return absolute(workspace if self.index is None else place_of(self.index))
 
@@ -148,6 +178,31 @@ class Reference(BaseModel):
             names = [self.text, *([self.id] if self.id else [])]
             return Corpus(pa.schema([(name, pa.string()) for name in names]), (), ())
         return open_corpus(self.path, self._home(workspace), runner, format=self.format)
+
+
+def _digest(corpus: Corpus) -> str:
+    return digest_of([found.digest for found in corpus.inputs])
+
+
+def left_out(references: Sequence[Reference], tables: Sequence[Table]) -> dict[str, dict[str, int]]:
+    """By reference, the lines that could not be read and the rows without a text.
+
+    Args:
+        tables: of each, as `Reference.open` gives it.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for reference, table in zip(references, tables, strict=True):
+        counts = found.setdefault(reference.title, {"unread": 0, "without_text": 0})
+        counts["unread"] += table.corpus.unread_rows
+        counts["without_text"] += int(table.rows.unusable.sum())
+    return found
+
+
+def told_references(stage: dict[str, Any]) -> list[dict[str, Any]]:
+    """The references in a stage's parameters as JSON."""
+    flat = [one for v in stage.values() for one in (v if isinstance(v, list) else [v])]
+    names = {"path", "text", "digest", "index"}
+    return [one for one in flat if isinstance(one, dict) and names <= one.keys()]
 
 
 def references_of(stage: Operator) -> list[Reference]:

@@ -59,11 +59,11 @@ class CountsCopies(TableOperator):
     def key_parts(self) -> dict[str, Any]:
         parts = {**super().key_parts(), "signal": ContentKey().key_parts()}
         if self.near is not None:
-            parts["near_dedup"] = NearDedup(threshold=self.near).key_parts()
+            parts["near_dedup"] = _near_dedup(self.near).key_parts()
         return parts
 
     def memory(self, rows: int, text_bytes: int) -> int:
-        near = NearDedup(threshold=self.near).memory(rows, text_bytes) if self.near else 0
+        near = _near_dedup(self.near).memory(rows, text_bytes) if self.near else 0
         return rows * 150 + near
 
     def copies(self, table: Table) -> _Copies:
@@ -77,11 +77,16 @@ class CountsCopies(TableOperator):
             )
             similarity = np.where(of == np.arange(len(of)), np.nan, 1.0)
         else:
-            drops = NearDedup(threshold=self.near).select(table)
+            drops = _near_dedup(self.near).select(table)
             of, similarity = np.arange(len(table)), np.full(len(table), np.nan)
             of[drops.rows], similarity[drops.rows] = drops.partner, drops.similarity
         repeats = np.bincount(of, minlength=len(of))[of]
         return _Copies(of, similarity, repeats, size)
+
+
+def _near_dedup(threshold: float) -> NearDedup:
+    """Finds near-copies; a certificate would be seen by nobody."""
+    return NearDedup(threshold=threshold, certificate=0)
 
 
 def _lowest_id(table: Table, group: np.ndarray[Any, Any]) -> Int64s:
@@ -160,7 +165,8 @@ class RepetitionRisk(Selector, CountsCopies):
             threshold=self.max_repeats,
             partner=found.of[lost],
             similarity=found.similarity[lost],
-            report=repetition_report(found.repeats, np.nan_to_num(size)),
+            # In an order of rows that does not depend on where they lie, nor do the sums.
+            report=repetition_report(found.repeats[order], np.nan_to_num(size)[order]),
         )
 
 

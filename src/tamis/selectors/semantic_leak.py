@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from tamis.scoring.embedding_models import need_embed
 from tamis.selectors.inner_products import Float64s
 from tamis.selectors.nearest import nearest
-from tamis.selectors.reference import Reference
+from tamis.selectors.reference import Reference, left_out
 from tamis.selectors.selector import Selector, TableOperator
 from tamis.selectors.table import Table
 from tamis.selectors.table_scorer import TableScorer
@@ -34,11 +34,13 @@ class _Nearest:
     Attributes:
         similarity: cosine to it, nan where the references are empty.
         row: its number, counted through all references; -1 where there is none.
+        left_out: by reference, lines that could not be read and rows without text.
     """
 
     def __init__(self, table: Table, references: list[Reference], embedding: str) -> None:
         self._names = [reference.title for reference in references]
         self._tables = [reference.table(table) for reference in references]
+        self.left_out = left_out(references, self._tables)
         self._start = np.cumsum([0, *map(len, self._tables)])
         mine = vectors_of(table, embedding)
         numbers, matrices = [], []
@@ -214,6 +216,7 @@ class SemanticLeak(Selector, AgainstReferences):
             similarity=found.similarity[lost],
             outside=outside,
             report={
+                "references": found.left_out,
                 "leaks": found.counts(lost),
                 "reference_rows_hit": len(np.unique(found.row[lost])),
             },

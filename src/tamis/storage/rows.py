@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,9 @@ from tamis.storage.errors import UserError
 from tamis.storage.files import digest_of
 from tamis.storage.grouping import first_with_pair
 from tamis.storage.hashing import hash_batch, hex_ids
-from tamis.storage.ingest import lines_of
+from tamis.storage.ingest import UNREAD, lines_of
 from tamis.storage.kernels import Int64s, UInt64s
-from tamis.storage.places import Place, place_of
+from tamis.storage.places import Place, parquet_file, place_errors, place_of
 from tamis.storage.sidecar import Part, sidecar_batches, sidecar_once, sidecar_path
 from tamis.storage.tasks import Done, Runner, Task
 
@@ -59,6 +59,35 @@ class Rows:
     def of(self, shard: Shard) -> slice:
         """Positions of a shard's rows."""
         return slice(int(self.start[shard.index]), int(self.start[shard.index + 1]))
+
+
+def bad_rows(corpus: Corpus, rows: Rows, column: str | None) -> Iterator[pa.Table]:
+    """Lines that no shard holds, then rows without text, file by file (schema `ingest.UNREAD`).
+
+    Args:
+        column: that must not be null.
+    """
+    for unread in corpus.unread:
+        with place_errors(unread), parquet_file(unread) as file:
+            yield file.read()
+    reason = f"column {column!r}: expected a text, found null"
+    for shard in corpus.shards:
+        here = rows.of(shard)
+        bad = np.flatnonzero(rows.unusable[here])
+        if len(bad):
+            columns = {
+                "file": pa.array([shard.source] * len(bad)),
+                "line": pa.array(lines_of(shard, bad)),
+                "row_id": pa.array(hex_ids(rows.id_hi[here][bad], rows.id_lo[here][bad])),
+                "reason": pa.array([reason] * len(bad)),
+                "raw": pa.nulls(len(bad), pa.binary()),
+            }
+            yield pa.table(columns, schema=UNREAD)
+
+
+def examples_of(rows: list[dict[str, Any]]) -> str:
+    """Some bad rows, as a message shows them."""
+    return "; ".join(f"{r['file']} line {r['line']}: {r['reason']}" for r in rows)
 
 
 class Identify(Task):
