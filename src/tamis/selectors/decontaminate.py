@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from tamis.scoring.ngram_index import ContaminationHits, NgramIndex, read_index
+from tamis.scoring.ngram_index import EXCERPT_BYTES, ContaminationHits, NgramIndex, read_index
 from tamis.selectors.reference import Reference
 from tamis.selectors.selector import Selector, TableOperator
 from tamis.selectors.table import Table
@@ -22,6 +22,9 @@ from tamis.storage.rows import UInt32s
 
 #: Raised when indices hold something else.
 _INDEX_VERSION = 1
+#: Of every byte of the items, while their n-grams are sorted: 128 of an n-gram, and a word is taken
+#: to begin at every fourth byte.
+NGRAM_BYTES = 32
 
 
 class Benchmark(Reference):
@@ -87,6 +90,12 @@ class NgramOverlap(TableOperator):
     def resolve(self, workspace: Place) -> Self:
         resolved = [reference.resolve(workspace) for reference in self.references]
         return self.model_copy(update={"references": resolved})
+
+    def memory(self, rows: int, text_bytes: int) -> int:
+        """What the rows hold of the items, the items, and their n-grams while they are sorted."""
+        hits = rows * 64 + 2 * min(rows * EXCERPT_BYTES, text_bytes)
+        items = sum(100 * one.rows + (2 + NGRAM_BYTES) * one.bytes for one in self.references)
+        return hits + items
 
     def key_parts(self) -> dict[str, Any]:
         return {**super().key_parts(), "index": _INDEX_VERSION}

@@ -45,6 +45,7 @@ class Reference(BaseModel):
         "workspace if not given",
     )
     _rows: int = PrivateAttr(default=0)
+    _bytes: int = PrivateAttr(default=0)
     _files: tuple[str, ...] = PrivateAttr(default=())
 
     @property
@@ -74,13 +75,19 @@ class Reference(BaseModel):
                     mend=f"it has {', '.join(corpus.schema.names)}",
                 )
         found = self.model_copy(update={"digest": digest})
-        found._rows, found._files = corpus.rows, tuple(one.path for one in corpus.inputs)
+        found._rows, found._bytes = corpus.rows, corpus.bytes
+        found._files = tuple(one.path for one in corpus.inputs)
         return found
 
     @property
     def rows(self) -> int:
         """Its rows, known once it is resolved."""
         return self._rows
+
+    @property
+    def bytes(self) -> int:
+        """Uncompressed bytes of its columns, known once it is resolved."""
+        return self._bytes
 
     @property
     def files(self) -> tuple[str, ...]:

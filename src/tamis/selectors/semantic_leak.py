@@ -16,7 +16,7 @@ from tamis.selectors.reference import Reference
 from tamis.selectors.selector import Selector, TableOperator
 from tamis.selectors.table import Table
 from tamis.selectors.table_scorer import TableScorer
-from tamis.selectors.vectors import VECTOR_BYTES, reference_vectors, vectors_of
+from tamis.selectors.vectors import reference_vectors, vectors_of
 from tamis.storage.corpus import BATCH_ROWS
 from tamis.storage.errors import UserError
 from tamis.storage.hashing import hex_ids
@@ -156,8 +156,19 @@ class AgainstReferences(TableOperator):
     def reads(self) -> set[str]:
         return {self.embedding}
 
+    def vectors(self) -> set[str]:
+        return {self.embedding}
+
+    def held_vectors(self, rows: int) -> int:
+        """As read and in order; of references also one after the other."""
+        return 2 * rows + 3 * self._reference_rows
+
     def memory(self, rows: int, text_bytes: int) -> int:
-        return rows * (2 * VECTOR_BYTES + 100)
+        return rows * (EXCERPT + 100) + 60 * self._reference_rows
+
+    @property
+    def _reference_rows(self) -> int:
+        return sum(reference.rows for reference in self.references)
 
 
 class SemanticLeak(Selector, AgainstReferences):
@@ -183,7 +194,7 @@ class SemanticLeak(Selector, AgainstReferences):
         description="indel similarity from which a dropped row is verbatim (unconfirmed)",
     )
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = (
         "Barbero et al. 2025, Extracting alignment data in open models (embedding similarity "
         "beside normalised string distance)"
@@ -192,9 +203,14 @@ class SemanticLeak(Selector, AgainstReferences):
     def select(self, table: Table) -> Drops:
         found = _Nearest(table, self.references, self.embedding)
         lost = np.flatnonzero(found.similarity >= self.threshold)
-        theirs = found.texts(lost)
-        alike = indel_similarity(texts_of(table, lost), theirs, table.workers)
-        verbatim = alike >= self.string_threshold
+        verbatim = np.zeros(len(lost), np.bool_)
+        evidence = [_NO_TEXT]
+        for begin in range(0, len(lost), BATCH_ROWS):
+            some = lost[begin : begin + BATCH_ROWS]
+            theirs = found.texts(some)
+            alike = indel_similarity(texts_of(table, some), theirs, table.workers)
+            verbatim[begin : begin + BATCH_ROWS] = alike >= self.string_threshold
+            evidence.append(pc.utf8_slice_codeunits(theirs, 0, EXCERPT))
         ids = found.ids(lost)
         outside = pa.table(
             {
@@ -202,7 +218,7 @@ class SemanticLeak(Selector, AgainstReferences):
                 "partner_hi": ids["id_hi"],
                 "partner_lo": ids["id_lo"],
                 "partner_copy": ids["copy"],
-                "evidence": pc.utf8_slice_codeunits(theirs, 0, EXCERPT).cast(pa.string()),
+                "evidence": pa.concat_arrays(evidence).cast(pa.string()),
             },
             schema=OUTSIDE,
         )
@@ -232,7 +248,7 @@ class ReferenceSimilarity(TableScorer, AgainstReferences):
 
     operator: Literal["reference_similarity"] = "reference_similarity"
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = SemanticLeak.paper
 
     def fields(self) -> pa.Schema:

@@ -23,7 +23,7 @@ from tamis.selectors.certificate import (
     shown_rows,
 )
 from tamis.selectors.duplicates import Ranking
-from tamis.selectors.inner_products import Float32s, exact_product, one_blas_thread
+from tamis.selectors.inner_products import Float32s, exact_similarity, one_blas_thread
 from tamis.selectors.near_certificate import mixed
 from tamis.selectors.table import Table
 from tamis.selectors.vectors import Vectors
@@ -231,7 +231,7 @@ def _near_pairs(  # type: ignore[no-untyped-def]
             a = row[begin + order[i]]
             for j in range(i):
                 b = row[begin + order[j]]
-                if exact_product(matrix[a], matrix[b]) < threshold:
+                if exact_similarity(matrix[a], matrix[b]) < threshold:
                     continue
                 if found == left.shape[0]:
                     return before, begin, compared
