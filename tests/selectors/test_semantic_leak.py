@@ -71,7 +71,7 @@ def test_planted_leaks_are_named(corpus: Path) -> None:
     lost = result.dropped.collect().sort("similarity", "reason")
     assert lost["partner_source"].to_list() == ["bench", "bench", "other"]
     assert lost["evidence"].to_list()[2] == "the text of other 2"
-    assert lost["evidence"].str.len_chars().to_list() == [300, 300, 19]
+    assert lost["evidence"].str.len_chars().to_list() == [200, 200, 19]
     assert lost["similarity"][0] < 1
     assert lost["similarity"].to_list()[1:] == pytest.approx([1, 1])
     report = result.manifest["stages"][0]["report"]

@@ -1,15 +1,15 @@
 """Rows that hold items of benchmarks, by the word n-grams they share."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from tamis.scoring.ngram_index import EXCERPT_BYTES, ContaminationHits, NgramIndex, read_index
-from tamis.selectors.reference import Reference
+from tamis.selectors.reference import Reference, told_apart
 from tamis.selectors.selector import Selector, TableOperator
 from tamis.selectors.table import Table
 from tamis.selectors.table_scorer import TableScorer
@@ -57,7 +57,9 @@ class Items(NamedTuple):
 class NgramOverlap(TableOperator):
     """What the two operators on n-gram overlap with benchmarks share."""
 
-    references: list[Benchmark] = Field(min_length=1, description="the benchmarks")
+    references: Annotated[list[Benchmark], AfterValidator(told_apart)] = Field(
+        min_length=1, description="the benchmarks"
+    )
     ngram: int = Field(
         default=13,
         ge=2,

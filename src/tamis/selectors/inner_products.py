@@ -25,8 +25,8 @@ _PAIRS_AT_ONCE = 1 << 14
 #: From here on lengths matter: two roundings of one direction to float32 have an inner product
 #: of 1 - 2**-23 at least.
 _NEAR_ONE = 1 - 2.0**-22
-#: Two directions that differ by float32 rounding alone have a cosine of 1 - 2**-47 at least; float64
-#: sums of 8,192 numbers add an error of 2**-43.
+#: Two directions that differ by float32 rounding alone have a cosine of 1 - 2**-47 at least;
+#: float64 sums of 8,192 numbers add an error of 2**-43.
 _EQUAL = 1 - 2.0**-40
 
 

@@ -1,6 +1,6 @@
 """Another corpus that the rows are held against: a benchmark, yesterday's data, a target set."""
 
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,9 @@ from tamis.storage.inputs import is_empty_folder
 from tamis.storage.places import Place, absolute, place_of, shown
 from tamis.storage.rows import Identify, identify
 from tamis.storage.tasks import Runner, Threads
+
+#: Characters of a partner's text that the ledger shows.
+EXCERPT = 200
 
 
 class Reference(BaseModel):
@@ -155,6 +158,22 @@ class Reference(BaseModel):
             names = [self.text, *([self.id] if self.id else [])]
             return Corpus(pa.schema([(name, pa.string()) for name in names]), (), ())
         return open_corpus(self.path, self._home(workspace), runner, format=self.format)
+
+
+R = TypeVar("R", bound=Reference)
+
+
+def told_apart(references: list[R]) -> list[R]:
+    """The references, which must have names of their own: the ledger names them.
+
+    Raises:
+        ValueError: if two are called the same.
+    """
+    names = [reference.title for reference in references]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two references are called {name!r}: give each a `name` of its own")
+    return references
 
 
 def references_of(stage: Operator) -> list[Reference]:

@@ -101,16 +101,8 @@ def _cosine(matrix: Float32s, a: int, b: int) -> float:
 
 def _texts(table: Table, vectors: Vectors, places: Int64s) -> dict[int, str]:
     """Texts of a few rows, by their place among the vectors."""
-    wanted = np.unique(vectors.rows[places])
-    texts: dict[int, str] = {}
-
-    def take(text, at, here):  # type: ignore[no-untyped-def]
-        found = [text[i].as_py() for i in at.tolist()]
-        texts.update(zip(wanted[here].tolist(), found, strict=True))
-
-    if len(wanted):
-        table.map_text("text", wanted, take)
-    return {int(place): texts[int(vectors.rows[place])] for place in places}
+    texts = table.texts(vectors.rows[places]).to_pylist()
+    return dict(zip(places.tolist(), texts, strict=True))
 
 
 class _Meetings:
