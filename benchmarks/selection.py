@@ -11,7 +11,7 @@ to megabytes in seconds and so allows many seeds. It rewards covering more of th
 large model does; it cannot overfit or forget, as a large model may.
 
 A seed draws other held-out groups, another pool and other subsets; the interval is of the
-difference to the mean of that seed's random subsets, over seeds (Student's t, 95 %).
+difference to that seed's random subset, over seeds (Student's t, 95 %).
 """
 
 from __future__ import annotations
@@ -166,13 +166,18 @@ def methods(share: float, k: int | None) -> dict[str, list[dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Bits a byte that a subset's model needs, and the mean of random subsets of its size."""
+    """Bits a byte that a subset's model needs, and those of random subsets.
+
+    `random` ones are of its size, `matched` ones of its size in every domain: the difference to
+    them is not due to the domains that a selector prefers.
+    """
 
     method: str
     seed: int
     size: int
     selected: dict[str, float]
     random: dict[str, float]
+    matched: dict[str, float]
 
 
 def bits_per_byte(model: NGrams, test: pl.DataFrame, tokens: list[Tokens]) -> dict[str, float]:
@@ -223,7 +228,7 @@ def measure(arguments: argparse.Namespace) -> list[Outcome]:
         tokenizer = tokenizer_of(sample["text"])
         tokens = tokens_of(tokenizer, pool["text"].to_list())
         held = tokens_of(tokenizer, test["text"].to_list())
-        sizes = pool["bytes"].to_numpy()
+        sizes, domains = pool["bytes"].to_numpy(), pool["domain"].to_numpy()
 
         def fit(rows: npt.NDArray[np.int64]) -> dict[str, float]:
             fitted = NGrams([tokens[row] for row in rows])  # noqa: B023
@@ -245,49 +250,57 @@ def measure(arguments: argparse.Namespace) -> list[Outcome]:
                     size = int(sizes[kept].sum())
                     selected = fit(kept)
                     everything = np.arange(len(sizes))
-                    drawn = [fit(cut(everything, size)) for _ in range(arguments.random)]
+                    drawn = fit(cut(everything, size))
+                    alike = fit(
+                        np.concatenate(
+                            [
+                                cut(np.flatnonzero(domains == name), int(sizes[kept[here]].sum()))
+                                for name in np.unique(domains[kept])
+                                for here in [domains[kept] == name]
+                            ]
+                        )
+                    )
                     outcome = Outcome(
                         f"{method} {share:g}",
                         seed,
                         size,
                         selected,
-                        {key: float(np.mean([d[key] for d in drawn])) for key in drawn[0]},
+                        drawn,
+                        alike,
                     )
                     outcomes.append(outcome)
-                    difference = selected["mean"] - outcome.random["mean"]
                     print(
                         f"seed {seed} {outcome.method}: {size / 1e6:.1f} MB, "
-                        f"{selected['mean']:.4f} bits a byte, random "
-                        f"{outcome.random['mean']:.4f} ({difference:+.4f})",
+                        f"{selected['mean']:.4f} bits a byte, random {drawn['mean']:.4f}, "
+                        f"random of the same domains {alike['mean']:.4f}",
                         flush=True,
                     )
     return outcomes
 
 
 def report(outcomes: list[Outcome]) -> None:
-    """A Markdown table: the difference to random subsets, and its interval over seeds."""
-    from scipy.stats import t
-
-    print("\n| method | MB | bits/byte | random | difference | 95 % interval | domains better |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    """A Markdown table: the differences to random subsets, and their intervals over seeds."""
+    print("\n| method | MB | bits/byte | less random | less random of the same domains |")
+    print("|---|---:|---:|---:|---:|")
     for method in dict.fromkeys(outcome.method for outcome in outcomes):
         mine = [outcome for outcome in outcomes if outcome.method == method]
-        differences = np.array([o.selected["mean"] - o.random["mean"] for o in mine])
-        mean, count = float(differences.mean()), len(mine)
-        half = float("nan")
-        if count > 1:
-            half = float(t.ppf(0.975, count - 1) * differences.std(ddof=1) / np.sqrt(count))
-        domains = [name for name in mine[0].selected if name != "mean"]
-        better = sum(
-            np.mean([o.selected[name] - o.random[name] for o in mine if name in o.selected]) < 0
-            for name in domains
-        )
         print(
             f"| {method} | {np.mean([o.size for o in mine]) / 1e6:.1f} "
             f"| {np.mean([o.selected['mean'] for o in mine]):.4f} "
-            f"| {np.mean([o.random['mean'] for o in mine]):.4f} | {mean:+.4f} "
-            f"| {mean - half:+.4f} to {mean + half:+.4f} | {better} of {len(domains)} |"
+            f"| {interval([o.selected['mean'] - o.random['mean'] for o in mine])} "
+            f"| {interval([o.selected['mean'] - o.matched['mean'] for o in mine])} |"
         )
+
+
+def interval(values: list[float]) -> str:
+    """Mean and 95 % interval by Student's t."""
+    from scipy.stats import t
+
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return f"{mean:+.4f}"
+    half = float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count))
+    return f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})"
 
 
 def main() -> None:
@@ -296,7 +309,6 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path, help="folder of the shared data sets")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--random", type=int, default=1, help="random subsets a seed")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.5])
     parser.add_argument("--clusters", type=int, default=None)
     parser.add_argument("--model", default="static", help="embedder of the selectors")

@@ -268,7 +268,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("changes", "message"),
     [
         ({"near.threshold": 0.7}, "no stage 'near'; stages that decide: rules, exact_dedup"),
-        ({"near_dedup.treshold": 0.7}, "has no 'treshold'; it has rank"),
+        ({"near_dedup.treshold": 0.7}, "has no 'treshold'; it has threshold"),
         ({"near_dedup.threshold": 1.2}, "less than or equal to 1"),
         ({"near_dedup.threshold": 0}, "greater than 0"),
         ({"near_dedup.threshold": None}, "threshold: Input should be a valid number"),
@@ -405,3 +405,32 @@ def test_the_command(done: Path, tmp_path: Path) -> None:
     out, _ = command("what-if", "-w", done / "w", "rules.keep.long=words >= 2")
     assert "not evaluated: exact_dedup" in out
     assert "--evaluate" in out
+
+
+def test_a_reference_that_has_changed_is_told(tmp_path: Path) -> None:
+    corpus = write(tmp_path / "in.parquet", documents(3, 60))
+    known = write(tmp_path / "known.parquet", documents(3, 5))
+    stage = {"operator": "known_dedup", "references": [{"path": str(known), "name": "before"}]}
+    run = tamis.run(recipe(corpus, tmp_path / "w", [stage, NEAR]))
+    tamis.what_if(run, {"near_dedup.threshold": 0.7})
+    write(known, documents(4, 5))
+    with pytest.raises(tamis.UserError, match="known_dedup: a model or reference has changed"):
+        tamis.what_if(run, {"near_dedup.threshold": 0.7})
+
+
+def test_rows_that_another_stage_signed_are_evaluated(tmp_path: Path) -> None:
+    texts = documents(3, 60)
+    corpus = write(tmp_path / "in.parquet", texts)
+    known = write(tmp_path / "known.parquet", texts.slice(0, 5))
+    stage = {"operator": "known_dedup", "references": [{"path": str(known), "name": "before"}]}
+    run = tamis.run(recipe(corpus, tmp_path / "w", [stage, NEAR]))
+    found = tamis.what_if(run, {"known_dedup.threshold": 1.0})
+    assert found.exact
+
+
+def test_another_parameter_may_bound_the_search(tmp_path: Path) -> None:
+    corpus = write(tmp_path / "in.parquet", documents(5, 100))
+    stage = {**NEAR, "edge_floor": 0.75}
+    run = tamis.run(recipe(corpus, tmp_path / "w", [stage]))
+    found = tamis.what_if(run, move="near_dedup.threshold", target_rows=1)
+    assert found.changes["near_dedup.threshold"] >= 0.75

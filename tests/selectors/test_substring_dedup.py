@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tamis.scoring.anchors import SubstringAnchors, anchors_of
 from tamis.scoring.cuts import Stretches, cut, draw_in
 from tamis.selectors import substring_dedup
+from tamis.selectors.repeats import Filter
 from tests.conftest import make_texts
 from tests.selectors.cutter_tools import canonical_order, row_ids, run
 
@@ -234,3 +235,15 @@ def test_many_copies(tmp_path: Path) -> None:
     text = " ".join(make_texts(20, copies=0))
     found = run(tmp_path / "in", [text] * 2000, "substring_dedup", rows_per_file=500)
     assert sorted(len(row["text"]) for row in found.values())[-2:] == [0, len(text)]
+
+
+def test_the_filter_lets_through_little_that_is_not_repeated() -> None:
+    texts = make_texts(2000, copies=0, words=100)
+    column = SubstringAnchors().compute(pa.record_batch({"text": texts}))["anchors"]
+    hashes, _ = anchors_of(column)
+    assert len(np.unique(hashes)) == len(hashes) > 5000
+    repeated = Filter(len(hashes))
+    repeated.put(hashes)
+    assert repeated.repeated(hashes).mean() < 0.13  # 1 - exp(-1 / 8) of the slots are taken
+    repeated.put(hashes[:10])
+    assert repeated.repeated(hashes[:10]).all()

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from tamis.recipe import CorpusPart, Recipe, check_recipe
 from tamis.scoring.operator import Scorer
@@ -50,11 +51,15 @@ def known_pairs(
         told = {**manifest["recipe"], "output": None, "workspace": str(workspace)}
         old = check_recipe(told)
         before = next(s for s in old.stages if s.stage == stage.stage)
+        told_of = next(s for s in manifest["stages"] if s["stage"] == stage.stage)
         edges = workspace / manifest["edges"][stage.stage]
         texts = _texts(manifest, old, stage.stage)
     except (TamisError, KeyError, StopIteration, ValueError):
         return None  # another recipe's, or of another version
     alike = before.similarity_parts() == parts and _identity(old.corpus) == _identity(recipe.corpus)
+    # Another version of the code may compute another similarity from the same parameters.
+    now = stage.key_parts()
+    alike = alike and all(told_of.get(key) == now.get(key) for key in ("version", "signal"))
     if not alike or kind_of(edges) is None:
         return None
     unchanged = np.zeros(len(rows.id_hi), np.bool_)
@@ -64,10 +69,13 @@ def known_pairs(
         unchanged[rows.of(shard)] = texts.get(shard.digest) == text
     if unchanged.sum() < max(1, ENOUGH * len(unchanged)):
         return None
-    with place_errors(edges), parquet_file(edges) as file:
-        if file.metadata.num_rows > MOST * len(unchanged):
-            return None
-    return stored_pairs(edges, rows, unchanged)
+    try:
+        with place_errors(edges), parquet_file(edges) as file:
+            if file.metadata.num_rows > MOST * len(unchanged):
+                return None
+        return stored_pairs(edges, rows, unchanged)
+    except (TamisError, OSError, pa.ArrowException):
+        return None  # damaged: the pairs are compared again
 
 
 def _identity(corpus: CorpusPart) -> Any:

@@ -11,7 +11,14 @@ from typing import Any, Self
 import annotated_types
 
 from tamis.flows.differences import Difference, Sizes, difference
-from tamis.flows.what_if import Alternative, Past, alternative, look_back, value_of
+from tamis.flows.what_if import (
+    Alternative,
+    Past,
+    alternative,
+    changed_recipe,
+    look_back,
+    value_of,
+)
 from tamis.storage.catalog import WORKSPACE_MANIFEST
 from tamis.storage.corpus import Progress
 from tamis.storage.errors import UserError
@@ -82,7 +89,14 @@ class Target:
             tried[value] = amount
             return amount
 
-        _search(keeps, self.wanted, start, *_range(past, self.move, start))
+        def fits(value: Number) -> bool:
+            try:
+                changed_recipe(past.recipe, {**changes, self.move: write(value)})
+            except UserError:
+                return False
+            return True
+
+        _search(keeps, fits, self.wanted, start, *_range(past, self.move, start))
         found, now = best[0]
         amount = self._amount(past, found)
         note = f"{self.amount} kept: {amount:,}, the target {self.wanted:,}"
@@ -156,6 +170,7 @@ def _range(past: Past, move: str, start: Number) -> tuple[Number | None, Number 
 
 def _search(
     keeps: Callable[[Number], int],
+    fits: Callable[[Number], bool],
     wanted: int,
     start: Number,
     low: Number | None,
@@ -188,7 +203,9 @@ def _search(
         step = max(1, round(step)) if whole else step
         while off_near and left > 0:
             far = tidy(near + direction * step)
-            if far == near:
+            while abs(far - near) > finest and not fits(far):  # other parameters bound this one
+                far = tidy((near + far) / 2)
+            if far == near or not fits(far):
                 break
             off_far = off(far)
             if (off_far > 0) != (off_near > 0) or off_far == 0:

@@ -54,9 +54,9 @@ class StoredTable(Table):
     seen: Mask = field(kw_only=True)
 
     def evaluated(self, operator: RowScorer) -> Evaluated:
-        if (self.kept & ~self.seen).any():
-            raise _NotSeen
         seen = self.signed.get(signal_key(operator, self.columns), self.seen)
+        if (self.kept & ~seen).any():
+            raise _NotSeen
         where = (self.corpus, seen, self.columns, self.workspace, "signals")
         missing = rows_missing(located(operator, *where), seen)
         if missing:
@@ -132,8 +132,16 @@ def look_back(workspace: Place, runner: Runner, progress: Progress) -> Past:
     with place_errors(place):
         manifest = read_json(place)
     told = {**manifest["recipe"], "output": None, "workspace": str(workspace)}
-    recipe = check_recipe(told, shown(place))
+    before_stages = manifest["recipe"]["stages"]
+    recipe = check_recipe({**told, "stages": [_unpinned(s) for s in before_stages]}, shown(place))
     run, _ = open_run(recipe, workspace, runner, progress)
+    for stage, told_stage in zip(run.recipe.stages, before_stages, strict=True):
+        if _digests(stage.model_dump(mode="json")) != _digests(told_stage):
+            raise UserError(
+                f"{stage.stage}: a model or reference has changed since the run",
+                where=shown(workspace),
+                mend="run it again",
+            )
     before = [shard["digest"] for shard in manifest["shards"]]
     if before != [shard.digest for shard in run.corpus.shards]:
         raise UserError(
@@ -155,6 +163,21 @@ def look_back(workspace: Place, runner: Runner, progress: Progress) -> Past:
             mend="run the recipe again",
         )
     return past
+
+
+def _unpinned(part: Any) -> Any:
+    """Parts of a recipe without the digests that a run found."""
+    if isinstance(part, dict):
+        return {key: _unpinned(value) for key, value in part.items() if key != "digest"}
+    return [_unpinned(value) for value in part] if isinstance(part, list) else part
+
+
+def _digests(part: Any) -> list[Any]:
+    """The digests in parts of a recipe, in order."""
+    if isinstance(part, dict):
+        inner = [found for value in part.values() for found in _digests(value)]
+        return [*inner, *([part["digest"]] if "digest" in part else [])]
+    return [f for value in part for f in _digests(value)] if isinstance(part, list) else []
 
 
 def parsed_changes(given: Sequence[str]) -> dict[str, Any]:

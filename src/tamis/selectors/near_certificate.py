@@ -235,6 +235,7 @@ def certify(
     *,
     threshold: float,
     rows: int,
+    lengths: Float64s,
     characters: int,
     workers: int = 1,
 ) -> Certificate:
@@ -246,11 +247,13 @@ def certify(
         kept, partner, similarity: what was decided, by row of the table.
         counts: shingles of every row, repeats included.
         rows: dropped rows whose similarity is computed again.
+        lengths: characters of every row.
         characters: of the texts from which that is done, at most; longer pairs are left out.
     """
     drawn = draws(ranking.id_hi, ranking.id_lo, ranking.copy.astype(np.uint32), SEED)
     dropped = np.flatnonzero(~kept)
     sample = dropped[np.argsort(drawn[dropped], kind="stable")[:rows]]
+    sample = sample[_affordable(lengths[sample] + lengths[partner[sample]], characters)]
     suspects = _Suspects.among(kept, values, drawn, threshold, counts)
     giants = giant_groups(kept, partner, similarity, drawn)
     compared = np.unique(np.concatenate([suspects.left, suspects.right]))
@@ -261,9 +264,7 @@ def certify(
         map_text,
         shingling,
     )
-    checked, right, off = _checked(
-        *(sample, partner, similarity, texts, shingling, threshold, characters)
-    )
+    right, off = _checked(sample, partner, similarity, texts, shingling, threshold)
     left, other = (np.searchsorted(compared, side) for side in (suspects.left, suspects.right))
     order = np.argsort(left, kind="stable")
     value = np.empty(len(left))
@@ -282,7 +283,7 @@ def certify(
     )
     return Certificate(
         dropped=len(dropped),
-        checked=checked,
+        checked=len(sample),
         right=right,
         off=off,
         missed=missed,
@@ -322,6 +323,16 @@ def _read(
     return texts, sets
 
 
+def _affordable(lengths: Float64s, characters: int) -> Mask:
+    """Which pairs to compare, in their order, so that all together are no longer than allowed."""
+    taken = np.zeros(len(lengths), np.bool_)
+    for place, length in enumerate(lengths.tolist()):
+        if length <= characters:
+            taken[place] = True
+            characters -= int(length)
+    return taken
+
+
 def _checked(
     sample: Int64s,
     partner: Int64s,
@@ -329,18 +340,12 @@ def _checked(
     texts: dict[int, str],
     shingling: Shingling,
     threshold: float,
-    characters: int,
-) -> tuple[int, int, float]:
-    """Dropped rows compared in Python with their partners, as many as the characters allow."""
-    checked = right = 0
+) -> tuple[int, float]:
+    """Dropped rows compared in Python with their partners: how many are right, and how far off."""
+    right = 0
     off = 0.0
     for row in sample.tolist():
-        a, b = texts[row], texts[int(partner[row])]
-        if len(a) + len(b) > characters:
-            continue
-        characters -= len(a) + len(b)
-        value = plain_jaccard(a, b, shingling)
-        checked += 1
+        value = plain_jaccard(texts[row], texts[int(partner[row])], shingling)
         right += value >= threshold
         off = max(off, abs(value - float(similarity[row])))
-    return checked, right, off
+    return right, off

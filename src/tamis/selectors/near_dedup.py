@@ -218,6 +218,7 @@ class NearDedup(RankedSelector, Resemblance):
                 signal.shingling,
                 threshold=self.threshold,
                 rows=self.certificate,
+                lengths=characters,
                 characters=max(MIN_CHARACTERS, int(CHARACTER_SHARE * characters.sum())),
                 workers=table.workers,
             ).as_report()

@@ -102,9 +102,15 @@ class Filter:
 
 
 @njit(**KERNEL)
+def _slot(value, bits):  # type: ignore[no-untyped-def]
+    """Slot of a hash, by its low bits: of anchors, which are minima, the high ones are mostly 0."""
+    return value & (uint64(1) << uint64(bits)) - uint64(1)
+
+
+@njit(**KERNEL)
 def _put(slots, bits, hashes):  # type: ignore[no-untyped-def]
     for i in range(hashes.shape[0]):
-        slot = hashes[i] >> uint64(64 - bits)
+        slot = _slot(hashes[i], bits)
         shift = (slot & uint64(31)) * uint64(2)
         word = slots[slot >> uint64(5)]
         once = word >> shift & uint64(1)
@@ -113,7 +119,7 @@ def _put(slots, bits, hashes):  # type: ignore[no-untyped-def]
 
 @njit(**KERNEL)
 def _is_repeated(slots, bits, value):  # type: ignore[no-untyped-def]
-    slot = value >> uint64(64 - bits)
+    slot = _slot(value, bits)
     return (slots[slot >> uint64(5)] >> ((slot & uint64(31)) * uint64(2) + uint64(1))) & uint64(1)
 
 
