@@ -75,12 +75,14 @@ def test_bfloat16_is_close(minilm: Matrix, backend: str) -> None:
     assert cosines(found, minilm).min() >= 0.999
 
 
-def test_no_vector_depends_on_its_batch(minilm: Matrix) -> None:
-    whole = matrix(embedded(TEXTS, backend="openvino"))
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_no_vector_depends_on_its_batch(minilm: Matrix, precision: str) -> None:
+    params = {"backend": "openvino", "precision": precision}
+    whole = matrix(embedded(TEXTS, **params))
     order = np.random.default_rng(0).permutation(len(TEXTS))
     for size in (1, 3, len(TEXTS)):
         rows = order[:size]
-        assert np.array_equal(matrix(embedded([TEXTS[r] for r in rows])), whole[rows])
+        assert np.array_equal(matrix(embedded([TEXTS[r] for r in rows], **params)), whole[rows])
 
 
 def test_says_what_was_read(minilm: Matrix) -> None:

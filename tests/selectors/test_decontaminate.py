@@ -174,6 +174,12 @@ def test_what_is_wrong_with_a_benchmark_is_said(
         run(tmp_path, ["x"], [{"operator": "decontaminate", "references": [reference]}])
 
 
+def test_two_benchmarks_of_one_name_are_refused(tmp_path: Path) -> None:
+    reference = benchmark(tmp_path, [SHORT])
+    with pytest.raises(UserError, match="two references are called"):
+        run(tmp_path, ["x"], [{"operator": "decontaminate", "references": [reference] * 2}])
+
+
 def test_min_words_may_not_be_more_than_an_ngram(tmp_path: Path) -> None:
     stage = {"operator": "contamination", "references": [benchmark(tmp_path, [SHORT])], "ngram": 5}
     with pytest.raises(UserError, match="min_words"):

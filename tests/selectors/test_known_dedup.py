@@ -381,7 +381,7 @@ def test_what_is_wrong_is_told(tmp_path: Path) -> None:
         run(corpus, tmp_path / "out", [reference(tmp_path / "nothing")])
     with pytest.raises(UserError, match="no column 'body'"):
         run(corpus, tmp_path / "out", [reference(corpus, text="body")])
-    with pytest.raises(UserError, match="same name"):
+    with pytest.raises(UserError, match="two references are called"):
         run(corpus, tmp_path / "out", [reference(corpus), reference(corpus)])
     with pytest.raises(UserError, match="references"):
         run(corpus, tmp_path / "out", [])

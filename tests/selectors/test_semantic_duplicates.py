@@ -236,6 +236,21 @@ def outcome(found: SemanticDuplicates) -> list[bytes]:
     return [array.tobytes() for array in (found.kept, found.partner, found.similarity, *edges)]
 
 
+@pytest.mark.parametrize("greedily", [True, False])
+def test_rounding_to_float32_parts_no_equal_directions(greedily: bool) -> None:
+    vectors = np.random.default_rng(8).standard_normal((200, 384)).astype(np.float32)
+    both = np.concatenate([vectors, 3 * vectors])
+    if greedily:
+        kept = semantic_duplicates(both, 1.0).kept
+        assert kept.tolist() == [True] * 200 + [False] * 200
+    else:
+        matrix = unit(both)
+        clusters = kmeans(matrix, 3, draw=draws_of(len(matrix)))
+        assert published(matrix, clusters, threshold=1.0).kept.sum() == 200
+    near = np.concatenate([vectors, vectors + np.float32(2e-4) * vectors[::-1]])
+    assert semantic_duplicates(near, 1.0).kept.all()
+
+
 def test_workers_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = mixture(3000, 10, 40, spread=0.6)
     first = semantic_duplicates(matrix, 0.9, k=50, workers=1)

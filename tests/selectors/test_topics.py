@@ -1,5 +1,6 @@
 """Topics from keywords: against a slow version, on planted topics, and what does not matter."""
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -197,3 +198,9 @@ def test_vectors_that_no_stage_made_have_no_keywords(tmp_path: Path) -> None:
     with pytest.raises(tamis.UserError, match="no stage makes 'letters'"):
         tamis.run(recipe)
     assert Topics(topics={"a": ["x"]}).fields().names[0] == "topic"
+
+
+def test_the_library_that_finds_outliers_is_part_of_the_key() -> None:
+    plain, clean = (Topics(topics={"a": ["x"]}, clean_outliers=clean) for clean in (False, True))
+    assert clean.key_parts()["scikit-learn"] == version("scikit-learn")
+    assert "scikit-learn" not in plain.key_parts()

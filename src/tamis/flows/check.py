@@ -12,8 +12,8 @@ from fsspec import available_protocols
 
 from tamis.flows.history import history_of
 from tamis.flows.in_memory import as_arrow
-from tamis.selectors.known_dedup import excerpts
 from tamis.selectors.matching import TableSide, TextSide, matches
+from tamis.selectors.reference import EXCERPT
 from tamis.storage.corpus import Progress
 from tamis.storage.errors import UserError
 from tamis.storage.hashing import hex_ids
@@ -90,7 +90,7 @@ def check_texts(
             "row_id": hex_ids(high, low),
             "copy": copy.tolist(),
             "similarity": found.similarity.tolist(),
-            "excerpt": excerpts(history.table, found.partner).to_pylist(),
+            "excerpt": history.table.texts(found.partner, EXCERPT).to_pylist(),
         }
         decided = [history.decision(row) for row in found.partner.tolist()]
     rows: list[dict[str, Any]] = [{"new": True} for _ in range(len(texts))]

@@ -7,6 +7,7 @@ from tamis.recipe import Recipe
 from tamis.scoring.operator import REGISTRY, RowScorer, Scorer, Signal
 from tamis.selectors.selector import TableOperator
 from tamis.selectors.table import is_number
+from tamis.selectors.vectors import is_vector
 from tamis.storage.corpus import Corpus
 from tamis.storage.errors import UserError
 
@@ -14,6 +15,11 @@ from tamis.storage.errors import UserError
 #: measured on the benchmark corpus, rounded up.
 BASE_BYTES = 450 << 20
 WORKER_BYTES = 300 << 20
+#: Numbers that a vector is taken to have where its column holds lists of any length.
+LIST_NUMBERS = 1024
+#: Of every row that a costly operator computed before, while `reuse.keep_known` sorts them. Rows of
+#: other corpora in the same workspace come on top.
+KNOWN_BYTES = 72
 #: Of every row, while a stage sees the table: id, copy, marks, place, and what dropped it.
 ROW_BYTES = 70
 #: Resident bytes of a further process with the same imports and kernels, measured alike.
@@ -57,6 +63,8 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                 mend="store the ids as text",
             )
     known = set(schema.names)
+    kinds = dict(zip(schema.names, schema.types, strict=True))
+    embedded: set[str] = set()
     for index, stage in enumerate(recipe.stages):
         if isinstance(stage, TableOperator):
             for name in sorted(stage.reads() - known):
@@ -75,6 +83,21 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                         f"{name!r} of type {schema.field(name).type}",
                         where=where,
                     )
+            for name in sorted(stage.vectors()):
+                if not is_vector(kinds[name]):
+                    raise UserError(
+                        f"stages[{index}] ({stage.stage}): expected a list of numbers, found "
+                        f"{name!r} of type {kinds[name]}",
+                        where=where,
+                        mend="name a column of embeddings, or put `- operator: embedding` before",
+                    )
+            for name in sorted(stage.embeds() - embedded):
+                raise UserError(
+                    f"stages[{index}] ({stage.stage}): the stage that embeds the rows also embeds "
+                    f"its keywords, and no stage makes {name!r}",
+                    where=where,
+                    mend="put `- operator: embedding` before it",
+                )
         if isinstance(stage, Scorer):
             for name in stage.fields().names:
                 if name in known:
@@ -85,6 +108,9 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                         mend="rename the column of the corpus or leave out one of the two",
                     )
                 known.add(name)
+                kinds[name] = stage.fields().field(name).type
+                if isinstance(stage, RowScorer):
+                    embedded.add(name)
     for name in recipe.output.add if recipe.output is not None else ():
         if name in schema.names or name not in known:
             raise UserError(
@@ -141,6 +167,18 @@ def missing_scorers(recipe: Recipe, columns: list[str]) -> list[str]:
     ]
 
 
+def vector_lengths(recipe: Recipe, schema: pa.Schema) -> dict[str, int]:
+    """Numbers in each of the vectors whose type says how many there are."""
+    fields = [*schema, *(f for s in recipe.stages if isinstance(s, Scorer) for f in s.fields())]
+    return {f.name: f.type.list_size for f in fields if pa.types.is_fixed_size_list(f.type)}
+
+
+def table_memory(stage: TableOperator, rows: int, text_bytes: int, lengths: dict[str, int]) -> int:
+    """Upper bound of the bytes that a stage holds at once, with vectors of these lengths."""
+    numbers = max((lengths.get(name, LIST_NUMBERS) for name in stage.vectors()), default=0)
+    return stage.memory(rows, text_bytes) + 4 * numbers * stage.held_vectors(rows)
+
+
 def memory_needed(recipe: Recipe, corpus: Corpus, workers: int) -> tuple[int, str]:
     """Upper bound of the resident bytes of a run, and what takes most of them."""
     group = max((shard.bytes // len(shard.groups) for shard in corpus.shards), default=0)
@@ -149,8 +187,10 @@ def memory_needed(recipe: Recipe, corpus: Corpus, workers: int) -> tuple[int, st
     fixed = BASE_BYTES + others * PROCESS_BYTES + workers * each + corpus.rows * ROW_BYTES
     scorers = [stage for stage in recipe.stages if isinstance(stage, RowScorer)]
     fixed += (1 + others) * sum(stage.memory() for stage in scorers)
+    fixed += KNOWN_BYTES * corpus.rows * any(stage.costly for stage in scorers)
+    lengths = vector_lengths(recipe, corpus.schema)
     needs = {
-        stage.stage: stage.memory(corpus.rows, corpus.bytes)
+        stage.stage: table_memory(stage, corpus.rows, corpus.bytes, lengths)
         for stage in recipe.stages
         if isinstance(stage, TableOperator)
     }

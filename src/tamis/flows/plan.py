@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tamis.flows.checks import ROW_BYTES
+import pyarrow as pa
+
+from tamis.flows.checks import ROW_BYTES, table_memory, vector_lengths
 from tamis.recipe import CLUSTERS, Recipe
 from tamis.selectors.reference import told_references
 from tamis.selectors.selector import TableOperator
@@ -141,7 +143,12 @@ def _memory(
     batches = each * max(0.0, min(drawn["bytes"], FULL_BYTES) - seen)
     tables = [stage for stage in recipe.stages if isinstance(stage, TableOperator)]
     rows, seen_rows = round(drawn["rows"]), round(big["rows"])
-    bound = max((stage.memory(rows, 0) - stage.memory(seen_rows, 0) for stage in tables), default=0)
+    lengths = vector_lengths(recipe, pa.schema([]))
+
+    def needs(stage: TableOperator, rows: int) -> int:
+        return table_memory(stage, rows, 0, lengths)
+
+    bound = max((needs(stage, rows) - needs(stage, seen_rows) for stage in tables), default=0)
     unseen = max(0.0, drawn["bytes"] - FULL_BYTES) / max(1.0, drawn["bytes"])
     table = ROW_BYTES * (rows - seen_rows) + SHARE_OF_BOUND * max(0, bound)
     return round(measured + batches + unseen * table)

@@ -3,7 +3,7 @@
 A text is padded to a length that follows from itself alone, and every forward runs on one thread,
 several beside one another. With OpenVINO a vector then does not depend on what else is in its
 batch, how many rows that has or how many threads run, to the bit; tests hold it. PyTorch picks
-its kernels by the size of the batch: its vectors vary in the last bits.
+its kernels by the size of the batch: its vectors may vary in the last bits.
 """
 
 import contextlib

@@ -10,7 +10,7 @@ from pydantic import Field
 from tamis.selectors.clusters import clusters_of
 from tamis.selectors.table import Table
 from tamis.selectors.table_scorer import TableScorer
-from tamis.selectors.vectors import VECTOR_BYTES, vectors_of
+from tamis.selectors.vectors import vectors_of
 
 
 class Cluster(TableScorer):
@@ -30,7 +30,7 @@ class Cluster(TableScorer):
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the clustering")
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = (
         "Dhillon and Modha 2001, Concept decompositions for large sparse text data using "
         "clustering (spherical k-means)"
@@ -48,8 +48,14 @@ class Cluster(TableScorer):
     def reads(self) -> set[str]:
         return {self.embedding}
 
+    def vectors(self) -> set[str]:
+        return {self.embedding}
+
+    def held_vectors(self, rows: int) -> int:
+        return 2 * rows
+
     def memory(self, rows: int, text_bytes: int) -> int:
-        return rows * (2 * VECTOR_BYTES + 100)
+        return rows * 100
 
     def compute(self, table: Table) -> Iterator[pa.RecordBatch]:
         vectors = vectors_of(table, self.embedding)

@@ -11,7 +11,7 @@ from tamis.selectors.inner_products import (
     SCORES_AT_ONCE,
     Float32s,
     Float64s,
-    exact_product,
+    exact_similarity,
     one_blas_thread,
     slack,
 )
@@ -183,7 +183,7 @@ def _nearest(scores, rows, centroids, margin, nearest, similarity):  # type: ign
         for c in range(line.shape[0]):
             if line[c] < least:
                 continue
-            value = exact_product(rows[row], centroids[c])
+            value = exact_similarity(rows[row], centroids[c])
             # Centroids come in ascending order, so that the first of equals stays in front.
             place = count
             while place > 0 and value > similarity[row, place - 1]:

@@ -1,15 +1,15 @@
 """Rows that hold items of benchmarks, by the word n-grams they share."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from tamis.scoring.ngram_index import ContaminationHits, NgramIndex, read_index
-from tamis.selectors.reference import Reference, left_out
+from tamis.scoring.ngram_index import EXCERPT_BYTES, ContaminationHits, NgramIndex, read_index
+from tamis.selectors.reference import Reference, left_out, told_apart
 from tamis.selectors.selector import Selector, TableOperator
 from tamis.selectors.table import Table
 from tamis.selectors.table_scorer import TableScorer
@@ -22,6 +22,9 @@ from tamis.storage.rows import UInt32s
 
 #: Raised when indices hold something else.
 _INDEX_VERSION = 1
+#: Of every byte of the items, while their n-grams are sorted: 128 of an n-gram, and a word is taken
+#: to begin at every fourth byte.
+NGRAM_BYTES = 32
 
 
 class Benchmark(Reference):
@@ -56,7 +59,9 @@ class Items(NamedTuple):
 class NgramOverlap(TableOperator):
     """What the two operators on n-gram overlap with benchmarks share."""
 
-    references: list[Benchmark] = Field(min_length=1, description="the benchmarks")
+    references: Annotated[list[Benchmark], AfterValidator(told_apart)] = Field(
+        min_length=1, description="the benchmarks"
+    )
     ngram: int = Field(
         default=13,
         ge=2,
@@ -89,6 +94,12 @@ class NgramOverlap(TableOperator):
     def resolve(self, workspace: Place) -> Self:
         resolved = [reference.resolve(workspace) for reference in self.references]
         return self.model_copy(update={"references": resolved})
+
+    def memory(self, rows: int, text_bytes: int) -> int:
+        """What the rows hold of the items, the items, and their n-grams while they are sorted."""
+        hits = rows * 64 + 2 * min(rows * EXCERPT_BYTES, text_bytes)
+        items = sum(100 * one.rows + (2 + NGRAM_BYTES) * one.bytes for one in self.references)
+        return hits + items
 
     def key_parts(self) -> dict[str, Any]:
         return {**super().key_parts(), "index": _INDEX_VERSION}

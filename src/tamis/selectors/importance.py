@@ -16,7 +16,7 @@ from tamis.selectors.selector import Selector, TableOperator
 from tamis.selectors.shares import places_within, turns
 from tamis.selectors.table import Table
 from tamis.selectors.table_scorer import TableScorer
-from tamis.selectors.vectors import VECTOR_BYTES, reference_vectors, vectors_of
+from tamis.selectors.vectors import reference_vectors, vectors_of
 from tamis.storage.corpus import BATCH_ROWS
 from tamis.storage.errors import UserError
 from tamis.storage.kernels import Int64s
@@ -73,8 +73,15 @@ class TowardsTarget(TableOperator):
     def reads(self) -> set[str]:
         return {self.embedding}
 
+    def vectors(self) -> set[str]:
+        return {self.embedding}
+
+    def held_vectors(self, rows: int) -> int:
+        """As read and in order."""
+        return 2 * (rows + self.target.rows)
+
     def memory(self, rows: int, text_bytes: int) -> int:
-        return rows * (2 * VECTOR_BYTES + 200)
+        return rows * 200 + 60 * self.target.rows
 
     def weigh(self, table: Table) -> _Weighed:
         """Clusters of the table's rows (at least one), and their weights."""
@@ -133,7 +140,7 @@ class ImportanceSample(Selector, TowardsTarget):
     rows: int | None = Field(default=None, ge=0, description="rows to keep")
     fraction: float | None = Field(default=None, ge=0, le=1, description="share to keep")
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = TowardsTarget.paper
 
     @model_validator(mode="after")
@@ -183,7 +190,7 @@ class ImportanceWeight(TableScorer, TowardsTarget):
 
     operator: Literal["importance_weight"] = "importance_weight"
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = TowardsTarget.paper
 
     def fields(self) -> pa.Schema:

@@ -1,11 +1,10 @@
 """Removal of what another corpus holds already: earlier days, a published dataset, a benchmark."""
 
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field
 
 from tamis.scoring.operator import RowScorer
 from tamis.selectors.exact_dedup import ContentKey
@@ -18,7 +17,7 @@ from tamis.selectors.matching import (
     TableSide,
     matches,
 )
-from tamis.selectors.reference import Reference, left_out
+from tamis.selectors.reference import EXCERPT, Reference, left_out, told_apart
 from tamis.selectors.resemblance import Resemblance
 from tamis.selectors.selector import Selector
 from tamis.selectors.table import Table
@@ -26,9 +25,6 @@ from tamis.storage.grouping import first_with_pair
 from tamis.storage.kernels import Int64s, UInt64s
 from tamis.storage.ledger import OUTSIDE, Drops
 from tamis.storage.places import Place
-
-#: Characters of a partner's text that the ledger keeps.
-EXCERPT = 200
 
 
 class KnownDedup(Selector, Resemblance):
@@ -40,7 +36,7 @@ class KnownDedup(Selector, Resemblance):
     """
 
     operator: Literal["known_dedup"] = "known_dedup"
-    references: list[Reference] = Field(
+    references: Annotated[list[Reference], AfterValidator(told_apart)] = Field(
         min_length=1, description="the other corpora: path, text column, name"
     )
     exact: bool = Field(
@@ -53,13 +49,6 @@ class KnownDedup(Selector, Resemblance):
         "models better (word 5-grams, threshold .8)"
     )
     roles: ClassVar[tuple[str, ...]] = ("text",)
-
-    @model_validator(mode="after")
-    def _named_apart(self) -> Self:
-        titles = [reference.title for reference in self.references]
-        if len(set(titles)) < len(titles):
-            raise ValueError("two references have the same name: give each one a `name` of its own")
-        return self
 
     def resolve(self, workspace: Place) -> Self:
         found = [reference.resolve(workspace) for reference in self.references]
@@ -166,24 +155,10 @@ def _outside(title: str, table: Table, partner: Int64s) -> pa.Table:
             "partner_hi": high,
             "partner_lo": low,
             "partner_copy": copy,
-            "evidence": excerpts(table, partner),
+            "evidence": table.texts(partner, EXCERPT).cast(pa.string()),
         },
         schema=OUTSIDE,
     )
-
-
-def excerpts(table: Table, rows: Int64s) -> pa.Array:
-    """How the texts of some rows begin, in any order and also several times."""
-    wanted, at = np.unique(rows, return_inverse=True)
-    texts: dict[int, pa.Array] = {}
-
-    def cut(text: pa.Array, places: Int64s, inside: slice) -> None:
-        plain = text.cast(pa.large_string())
-        texts[inside.start] = pc.utf8_slice_codeunits(plain, 0, EXCERPT).cast(pa.string())
-
-    table.map_text("text", wanted, cut)
-    parts = [texts[start] for start in sorted(texts)]
-    return pa.concat_arrays([pa.array([], pa.string()), *parts]).take(pa.array(at))
 
 
 class _Keys(NamedTuple):

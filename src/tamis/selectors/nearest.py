@@ -39,4 +39,4 @@ def nearest(queries: Float32s, reference: Float32s, workers: int = 1) -> Nearest
         better = ~(value[:, 0] <= best)
         row[better] = found[better, 0] + first
         best[better] = value[better, 0]
-    return Nearest(row, np.minimum(best, 1.0))
+    return Nearest(row, best)

@@ -8,10 +8,10 @@ from pydantic import Field, model_validator
 from tamis.selectors.clusters import Clusters, clusters_of, draws_of, kmeans
 from tamis.selectors.inner_products import Float64s
 from tamis.selectors.selector import Selector
-from tamis.selectors.semantic_duplicates import kept_rows, published
+from tamis.selectors.semantic_duplicates import kept_rows, published, with_kept_partners
 from tamis.selectors.semdedup import duplicate_drops
 from tamis.selectors.table import Table
-from tamis.selectors.vectors import VECTOR_BYTES, vectors_of
+from tamis.selectors.vectors import vectors_of
 from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import Drops
 
@@ -53,7 +53,7 @@ class PrototypePruning(Selector):
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the clustering")
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = (
         "Sorscher et al. 2022, Beyond neural scaling laws: beating power law scaling via data "
         "pruning (self-supervised prototypes); Tirumala et al. 2023, D4"
@@ -68,8 +68,14 @@ class PrototypePruning(Selector):
     def reads(self) -> set[str]:
         return {self.embedding}
 
+    def vectors(self) -> set[str]:
+        return {self.embedding}
+
+    def held_vectors(self, rows: int) -> int:
+        return 2 * rows
+
     def memory(self, rows: int, text_bytes: int) -> int:
-        return rows * (2 * VECTOR_BYTES + 100)
+        return rows * 100
 
     def select(self, table: Table) -> Drops:
         vectors = vectors_of(table, self.embedding)
@@ -91,7 +97,8 @@ class D4(Selector):
 
     SemDeDup as published first keeps `dedup_fraction` of the rows. What is left is clustered
     again, because clusters made by duplicates distort the centroids, and the most prototypical
-    rows are dropped until `fraction` of all rows is left.
+    rows are dropped until `fraction` of all rows is left. A duplicate whose partner is dropped
+    then names the nearest row of its first cluster that stays, if there is one.
     """
 
     operator: Literal["d4"] = "d4"
@@ -116,7 +123,7 @@ class D4(Selector):
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the clusterings")
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = (
         "Tirumala et al. 2023, D4: improving LLM pretraining via document de-duplication and "
         "diversification (R_dedup .75)"
@@ -131,8 +138,14 @@ class D4(Selector):
     def reads(self) -> set[str]:
         return {self.embedding}
 
+    def vectors(self) -> set[str]:
+        return {self.embedding}
+
+    def held_vectors(self, rows: int) -> int:
+        return 3 * rows
+
     def memory(self, rows: int, text_bytes: int) -> int:
-        return rows * (3 * VECTOR_BYTES + 300)
+        return rows * 300
 
     def select(self, table: Table) -> Drops:
         vectors = vectors_of(table, self.embedding)
@@ -146,14 +159,17 @@ class D4(Selector):
             fraction=self.dedup_fraction,
             workers=table.workers,
             progress=lambda done, of: table.progress("rows compared", done, of),
+            folder=table.spill_folder,
         )
-        first = duplicate_drops(found, vectors)
         left = np.flatnonzero(found.kept)
         again = kmeans(vectors.matrix[left], self.k, draw=draw[left], workers=table.workers)
         keep = kept_rows(len(table), self.fraction)
         pruned, threshold = most_prototypical(again, max(0, len(left) - keep))
+        kept = found.kept.copy()
+        kept[left[pruned]] = False
+        found = with_kept_partners(found, vectors.matrix, clusters, kept, table.workers)
         return _joined(
-            first,
+            duplicate_drops(found, vectors),
             Drops.of(
                 vectors.rows[left[pruned]],
                 "",

@@ -1,7 +1,7 @@
 """Another corpus that the rows are held against: a benchmark, yesterday's data, a target set."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,8 @@ from tamis.storage.tasks import Runner, Threads
 
 #: Share of a reference's rows that may be bad, as a recipe's max_quarantine is for its corpus.
 MAX_BAD = 0.01
+#: Characters of a partner's text that the ledger shows.
+EXCERPT = 200
 
 
 class Reference(BaseModel):
@@ -49,6 +51,7 @@ class Reference(BaseModel):
         "workspace if not given",
     )
     _rows: int = PrivateAttr(default=0)
+    _bytes: int = PrivateAttr(default=0)
     _files: tuple[str, ...] = PrivateAttr(default=())
 
     @property
@@ -78,13 +81,19 @@ class Reference(BaseModel):
                     mend=f"it has {', '.join(corpus.schema.names)}",
                 )
         found = self.model_copy(update={"digest": digest})
-        found._rows, found._files = corpus.rows, tuple(one.path for one in corpus.inputs)
+        found._rows, found._bytes = corpus.rows, corpus.bytes
+        found._files = tuple(one.path for one in corpus.inputs)
         return found
 
     @property
     def rows(self) -> int:
         """Its rows, known once it is resolved."""
         return self._rows
+
+    @property
+    def bytes(self) -> int:
+        """Uncompressed bytes of its columns, known once it is resolved."""
+        return self._bytes
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -203,6 +212,22 @@ def told_references(stage: dict[str, Any]) -> list[dict[str, Any]]:
     flat = [one for v in stage.values() for one in (v if isinstance(v, list) else [v])]
     names = {"path", "text", "digest", "index"}
     return [one for one in flat if isinstance(one, dict) and names <= one.keys()]
+
+
+R = TypeVar("R", bound=Reference)
+
+
+def told_apart(references: list[R]) -> list[R]:
+    """The references, which must have names of their own: the ledger names them.
+
+    Raises:
+        ValueError: if two are called the same.
+    """
+    names = [reference.title for reference in references]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two references are called {name!r}: give each a `name` of its own")
+    return references
 
 
 def references_of(stage: Operator) -> list[Reference]:

@@ -10,7 +10,7 @@ from tamis.selectors.clusters import draws_of, kmeans
 from tamis.selectors.inner_products import Float32s, Float64s, similarities
 from tamis.selectors.shares import members_of, places_within
 from tamis.selectors.table import Table
-from tamis.selectors.vectors import VECTOR_BYTES, vectors_of
+from tamis.selectors.vectors import vectors_of
 from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import Drops
 
@@ -39,7 +39,7 @@ class RepresentativeSample(Budget):
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of the first centres")
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = (
         "Liu et al. 2023, DREAM: efficient dataset distillation by representative matching "
         "(sub-clusters of every class, samples at their centres, evenly)"
@@ -54,8 +54,14 @@ class RepresentativeSample(Budget):
     def reads(self) -> set[str]:
         return super().reads() | {self.embedding}
 
+    def vectors(self) -> set[str]:
+        return {self.embedding}
+
+    def held_vectors(self, rows: int) -> int:
+        return 3 * rows
+
     def memory(self, rows: int, text_bytes: int) -> int:
-        return rows * (3 * VECTOR_BYTES + 200)
+        return rows * 200
 
     def select(self, table: Table) -> Drops:
         found = vectors_of(table, self.embedding)

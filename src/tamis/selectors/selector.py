@@ -18,12 +18,24 @@ class TableOperator(Operator):
         """Those of `reads` that must be numbers or times."""
         return set()
 
+    def vectors(self) -> set[str]:
+        """Those of `reads` that must be lists of numbers."""
+        return set()
+
+    def embeds(self) -> set[str]:
+        """Those of `vectors` that a row scorer of the recipe must give: it is asked for more."""
+        return set()
+
     def groups_by(self) -> set[str]:
         """Those of `reads` whose values name groups, and so must be plain."""
         return set()
 
+    def held_vectors(self, rows: int) -> int:
+        """Vectors that it holds at once for a table of `rows`, in float32."""
+        return 0
+
     def memory(self, rows: int, text_bytes: int) -> int:
-        """Upper bound of the bytes it holds at once for a table of `rows`."""
+        """Upper bound of the other bytes it holds at once for a table of `rows`."""
         return rows * 64
 
 

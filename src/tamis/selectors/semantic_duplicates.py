@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from numba import njit, uint64
@@ -13,6 +14,7 @@ from tamis.selectors.budgets import draws
 from tamis.selectors.clusters import Clusters, default_k, kmeans
 from tamis.selectors.duplicates import Duplicates
 from tamis.selectors.inner_products import Float32s, Float64s, similarities
+from tamis.selectors.nearest import nearest
 from tamis.selectors.similar_pairs import Bools, PairSearch
 from tamis.selectors.survivors import (
     DROPPED,
@@ -25,7 +27,7 @@ from tamis.selectors.survivors import (
 )
 from tamis.selectors.vectors import normalise
 from tamis.storage.edges import Edges
-from tamis.storage.grouping import first_with_pair
+from tamis.storage.grouping import counting_sort, first_with_pair
 from tamis.storage.kernels import KERNEL, Int64s, UInt64s, fmix64, in_threads
 
 #: Edges are kept this far below the threshold, so that it can be moved later.
@@ -123,6 +125,7 @@ def greedy(
     edge_floor: float,
     workers: int = 1,
     progress: Progress | None = None,
+    folder: Path | None = None,
 ) -> SemanticDuplicates:
     """Keep the greedy maximal independent set of the similar pairs, in the order given.
 
@@ -135,6 +138,7 @@ def greedy(
         order: int64 ``(n,)``, rows from the best rank down.
         edge_floor: similarity down to which the `EDGES_PER_ROW` most similar earlier rows of
             every row are reported.
+        folder: where edges may lie; the system's folder for temporary files if not given.
     """
     groups = _Groups.of(matrix, order, workers)
     search = PairSearch.of(matrix, clusters, groups.ranked)
@@ -174,7 +178,7 @@ def greedy(
         partner < 0,
         partner,
         similarity,
-        _stored(groups.edges(found.edges)),
+        _stored(groups.edges(found.edges), folder),
         counts={
             **_sizes(clusters, groups),
             "compared_pairs": compared,
@@ -196,6 +200,7 @@ def published(
     edge_floor: float = 0.0,
     workers: int = 1,
     progress: Progress | None = None,
+    folder: Path | None = None,
 ) -> SemanticDuplicates:
     """SemDeDup (Abbas et al. 2023, section 3 and the authors' code): drop by any earlier row.
 
@@ -212,6 +217,7 @@ def published(
             to an earlier row; of equals those of smaller row_id. A row without an earlier one to
             compare with always stays.
         edge_floor: similarity down to which the most similar earlier row of every row is reported.
+        folder: where edges may lie; the system's folder for temporary files if not given.
     """
     rows = len(matrix)
     order = np.lexsort((np.arange(rows), clusters.similarity)).astype(np.int64)
@@ -248,15 +254,41 @@ def published(
         kept,
         partner,
         similarity,
-        _stored(edges),
+        _stored(edges, folder),
         counts={**_sizes(clusters, groups), "compared_pairs": found.compared},
         value=value,
         threshold=limit,
     )
 
 
-def _stored(pairs: tuple[Int64s, Int64s, Float64s]) -> Edges:
-    edges = Edges()
+def with_kept_partners(
+    found: SemanticDuplicates, matrix: Float32s, clusters: Clusters, kept: Bools, workers: int
+) -> SemanticDuplicates:
+    """The same duplicates after more rows were dropped; each names a row that stays, or none.
+
+    In place of a partner that was dropped comes the most similar row of the duplicate's cluster
+    that stays, the first of equals, with its similarity.
+
+    Args:
+        kept: bool ``(n,)``, the rows that stay in the end.
+    """
+    partner, similarity = found.partner.copy(), found.similarity.copy()
+    orphans = np.flatnonzero((partner >= 0) & ~kept[partner])
+    partner[orphans], similarity[orphans] = -1, np.nan
+    stays = np.flatnonzero(kept & matrix.any(axis=1))
+    lone, lone_start = counting_sort(clusters.assignment[orphans], len(clusters))
+    other, other_start = counting_sort(clusters.assignment[stays], len(clusters))
+    for cluster in range(len(clusters)):
+        mine = orphans[lone[lone_start[cluster] : lone_start[cluster + 1]]]
+        theirs = stays[other[other_start[cluster] : other_start[cluster + 1]]]
+        if len(mine) and len(theirs):
+            near = nearest(matrix[mine], matrix[theirs], workers)
+            partner[mine], similarity[mine] = theirs[near.row], near.similarity
+    return replace(found, partner=partner, similarity=similarity)
+
+
+def _stored(pairs: tuple[Int64s, Int64s, Float64s], folder: Path | None) -> Edges:
+    edges = Edges(folder)
     edges.add(*pairs)
     return edges
 

@@ -1,31 +1,28 @@
 """Rows that say what a reference says, in whatever words: benchmark items, alignment data."""
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from tamis.scoring.embedding_models import need_embed
 from tamis.selectors.inner_products import Float64s
 from tamis.selectors.nearest import nearest
-from tamis.selectors.reference import Reference, left_out
+from tamis.selectors.reference import EXCERPT, Reference, left_out, told_apart
 from tamis.selectors.selector import Selector, TableOperator
 from tamis.selectors.table import Table
 from tamis.selectors.table_scorer import TableScorer
-from tamis.selectors.vectors import VECTOR_BYTES, reference_vectors, vectors_of
+from tamis.selectors.vectors import reference_vectors, vectors_of
 from tamis.storage.corpus import BATCH_ROWS
 from tamis.storage.errors import UserError
 from tamis.storage.hashing import hex_ids
 from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import OUTSIDE, Drops
 from tamis.storage.places import Place
-
-#: Characters of a reference's text that the ledger shows.
-EXCERPT = 300
 
 
 class _Nearest:
@@ -75,7 +72,7 @@ class _Nearest:
         wanted, place = np.unique(self.row[rows], return_inverse=True)
         cuts = np.searchsorted(wanted, self._start)
         parts = [
-            texts_of(table, wanted[first:last] - start)
+            table.texts(wanted[first:last] - start)
             for table, start, first, last in zip(
                 self._tables, self._start[:-1], cuts[:-1], cuts[1:], strict=True
             )
@@ -98,20 +95,6 @@ def _same_length(mine: int, theirs: int, name: str) -> None:
         )
 
 
-def texts_of(table: Table, rows: Int64s) -> pa.Array:
-    """Texts of some rows of a table, ascending, as one large_string array."""
-    parts: dict[int, pa.Array] = {}
-
-    def keep(text: pa.Array, at: Int64s, place: slice) -> None:
-        parts[place.start] = text.take(pa.array(at)).cast(pa.large_string())
-
-    table.map_text("text", rows, keep)
-    return pa.concat_arrays([parts[begin] for begin in sorted(parts)] or [_NO_TEXT])
-
-
-_NO_TEXT = pa.nulls(0, pa.large_string())  # `pa.array` would load pandas
-
-
 def indel_similarity(left: pa.Array, right: pa.Array, workers: int = 1) -> Float64s:
     """Twice the longest common subsequence over both lengths, for pairs of texts.
 
@@ -132,7 +115,9 @@ def indel_similarity(left: pa.Array, right: pa.Array, workers: int = 1) -> Float
 class AgainstReferences(TableOperator):
     """Compares every row with the nearest row of some references, by cosine of their vectors."""
 
-    references: list[Reference] = Field(min_length=1, description="what the rows are held against")
+    references: Annotated[list[Reference], AfterValidator(told_apart)] = Field(
+        min_length=1, description="what the rows are held against"
+    )
     embedding: str = Field(
         default="embedding",
         description="vectors: the signal of an earlier stage, which then embeds the references as "
@@ -140,15 +125,6 @@ class AgainstReferences(TableOperator):
     )
 
     roles: ClassVar[tuple[str, ...]] = ("text",)
-
-    @field_validator("references")
-    @classmethod
-    def _told_apart(cls, references: list[Reference]) -> list[Reference]:
-        names = [reference.title for reference in references]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two references are called {name!r}: give each a `name`")
-        return references
 
     def resolve(self, workspace: Place) -> Self:
         need_embed("rapidfuzz", f"the stage {self.stage!r}")
@@ -158,8 +134,19 @@ class AgainstReferences(TableOperator):
     def reads(self) -> set[str]:
         return {self.embedding}
 
+    def vectors(self) -> set[str]:
+        return {self.embedding}
+
+    def held_vectors(self, rows: int) -> int:
+        """As read and in order; of references also one after the other."""
+        return 2 * rows + 3 * self._reference_rows
+
     def memory(self, rows: int, text_bytes: int) -> int:
-        return rows * (2 * VECTOR_BYTES + 100)
+        return rows * (EXCERPT + 100) + 60 * self._reference_rows
+
+    @property
+    def _reference_rows(self) -> int:
+        return sum(reference.rows for reference in self.references)
 
 
 class SemanticLeak(Selector, AgainstReferences):
@@ -185,7 +172,7 @@ class SemanticLeak(Selector, AgainstReferences):
         description="indel similarity from which a dropped row is verbatim (unconfirmed)",
     )
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = (
         "Barbero et al. 2025, Extracting alignment data in open models (embedding similarity "
         "beside normalised string distance)"
@@ -194,9 +181,14 @@ class SemanticLeak(Selector, AgainstReferences):
     def select(self, table: Table) -> Drops:
         found = _Nearest(table, self.references, self.embedding)
         lost = np.flatnonzero(found.similarity >= self.threshold)
-        theirs = found.texts(lost)
-        alike = indel_similarity(texts_of(table, lost), theirs, table.workers)
-        verbatim = alike >= self.string_threshold
+        verbatim = np.zeros(len(lost), np.bool_)
+        evidence = [pa.nulls(0, pa.large_string())]
+        for begin in range(0, len(lost), BATCH_ROWS):
+            some = lost[begin : begin + BATCH_ROWS]
+            theirs = found.texts(some)
+            alike = indel_similarity(table.texts(some), theirs, table.workers)
+            verbatim[begin : begin + BATCH_ROWS] = alike >= self.string_threshold
+            evidence.append(pc.utf8_slice_codeunits(theirs, 0, EXCERPT))
         ids = found.ids(lost)
         outside = pa.table(
             {
@@ -204,7 +196,7 @@ class SemanticLeak(Selector, AgainstReferences):
                 "partner_hi": ids["id_hi"],
                 "partner_lo": ids["id_lo"],
                 "partner_copy": ids["copy"],
-                "evidence": pc.utf8_slice_codeunits(theirs, 0, EXCERPT).cast(pa.string()),
+                "evidence": pa.concat_arrays(evidence).cast(pa.string()),
             },
             schema=OUTSIDE,
         )
@@ -235,7 +227,7 @@ class ReferenceSimilarity(TableScorer, AgainstReferences):
 
     operator: Literal["reference_similarity"] = "reference_similarity"
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = SemanticLeak.paper
 
     def fields(self) -> pa.Schema:
@@ -259,7 +251,7 @@ class ReferenceSimilarity(TableScorer, AgainstReferences):
             have = rows[found.row[rows] >= 0]
             place = pa.array(np.searchsorted(have, rows), mask=found.row[rows] < 0)
             ids = found.ids(have)
-            indel = indel_similarity(texts_of(table, have), found.texts(have), table.workers)
+            indel = indel_similarity(table.texts(have), found.texts(have), table.workers)
             columns = [
                 pa.array(found.similarity[rows], from_pandas=True),
                 pa.array(indel, pa.float64()).take(place),

@@ -21,8 +21,7 @@ from tamis.selectors.semantic_duplicates import (
 from tamis.selectors.survivors import EDGES_PER_ROW
 from tamis.selectors.table import Table
 from tamis.selectors.vector_certificate import certify_vectors
-from tamis.selectors.vectors import VECTOR_BYTES, Vectors, vectors_of
-from tamis.storage.edges import Edges
+from tamis.selectors.vectors import Vectors, vectors_of
 from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import Drops, Float64s
 
@@ -84,7 +83,7 @@ class SemDedup(RankedSelector):
         "sampled recall, with `greedy`; 0: no certificate. Unconfirmed",
     )
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = (
         "Abbas et al. 2023, SemDeDup: data-efficient learning at web-scale through semantic "
         "deduplication; Dhillon and Modha 2001 (spherical k-means)"
@@ -112,11 +111,17 @@ class SemDedup(RankedSelector):
     def numbers(self) -> set[str]:
         return super().reads()
 
+    def vectors(self) -> set[str]:
+        return {self.embedding}
+
+    def held_vectors(self, rows: int) -> int:
+        return 2 * rows
+
     def memory(self, rows: int, text_bytes: int) -> int:
-        """Vectors as read and in order, and the pairs found at worst, which are sorted once."""
+        """The pairs found at worst, which are sorted once."""
         _, probes = search_effort(rows, self.k, self.probes)
         pairs = 3 * 16 * EDGES_PER_ROW + 3 * 8 * FIRST_STARS * (probes + 1) + 8 * probes
-        return rows * (2 * VECTOR_BYTES + pairs + 200)
+        return rows * (pairs + 200)
 
     def select(self, table: Table) -> Drops:
         vectors = vectors_of(table, self.embedding)
@@ -140,6 +145,7 @@ class SemDedup(RankedSelector):
                 edge_floor=self.floor,
                 workers=table.workers,
                 progress=progress,
+                folder=table.spill_folder,
             )
             if self.certificate:
                 certificate = certify_vectors(
@@ -161,6 +167,7 @@ class SemDedup(RankedSelector):
                 edge_floor=self.floor,
                 workers=table.workers,
                 progress=progress,
+                folder=table.spill_folder,
             )
         drops = duplicate_drops(found, vectors)
         if certificate is not None:
@@ -173,18 +180,15 @@ def duplicate_drops(found: SemanticDuplicates, vectors: Vectors) -> Drops:
     rows = vectors.rows
     lost = np.flatnonzero(~found.kept)
     lost = lost[np.argsort(rows[lost])]
-    edges = Edges()
-    for row, other, similarity in found.edges.batches():
-        edges.add(rows[row], rows[other], similarity)
     return Drops.of(
         rows[lost],
         "",
         value=found.value[lost],
         threshold=found.threshold,
-        partner=rows[found.partner[lost]],
+        partner=np.where(found.partner[lost] < 0, -1, rows[found.partner[lost]]),
         similarity=found.similarity[lost],
-        report={**found.counts, "edges": len(edges)},
-        edges=edges,
+        report={**found.counts, "edges": len(found.edges)},
+        edges=found.edges.among(rows),
     )
 
 

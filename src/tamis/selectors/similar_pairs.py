@@ -18,7 +18,7 @@ from tamis.selectors.clusters import Clusters
 from tamis.selectors.inner_products import (
     Float32s,
     Float64s,
-    exact_product,
+    exact_similarity,
     one_blas_thread,
     slack,
 )
@@ -270,7 +270,7 @@ def _collect(  # type: ignore[no-untyped-def]
                     continue
             value = np.nan
             if abs(score - threshold) <= margin or abs(score - floor) <= margin:
-                value = min(exact_product(x[i], y[j]), 1.0)
+                value = exact_similarity(x[i], y[j])
                 if value < floor:
                     continue
             if value >= threshold or score > threshold + margin:
@@ -282,7 +282,7 @@ def _collect(  # type: ignore[no-untyped-def]
             if edges == 0 or (full and score + margin < edge_value[i, edges - 1]):
                 continue
             if np.isnan(value):
-                value = min(exact_product(x[i], y[j]), 1.0)
+                value = exact_similarity(x[i], y[j])
             place = edges if full else near[i] - 1
             # Others come in rank order within a piece of work: the better of equals stays.
             while place > 0 and value > edge_value[i, place - 1]:
@@ -397,7 +397,7 @@ def _near_pairs(scores, rows, first, x, y, threshold, margin):  # type: ignore[n
     for i in range(scores.shape[0]):
         for j in range(scores.shape[1]):
             if scores[i, j] >= threshold - margin and first + j != rows[i]:
-                exact = min(exact_product(x[i], y[j]), 1.0)
+                exact = exact_similarity(x[i], y[j])
                 if exact >= threshold:
                     row[count] = rows[i]
                     other[count] = first + j

@@ -12,7 +12,7 @@ from tamis.selectors.budgets import group_numbers
 from tamis.selectors.shares import members_of
 from tamis.selectors.table import Table
 from tamis.selectors.table_scorer import TableScorer
-from tamis.selectors.vectors import VECTOR_BYTES, vectors_of
+from tamis.selectors.vectors import vectors_of
 
 
 class SubclassBalanced(TableScorer):
@@ -55,8 +55,14 @@ class SubclassBalanced(TableScorer):
     def groups_by(self) -> set[str]:
         return {self.label}
 
+    def vectors(self) -> set[str]:
+        return {self.embedding}
+
+    def held_vectors(self, rows: int) -> int:
+        return 4 * rows
+
     def memory(self, rows: int, text_bytes: int) -> int:
-        return rows * (4 * VECTOR_BYTES + 200)
+        return rows * 200
 
     def fields(self) -> pa.Schema:
         """``subclass`` (int32, counted through all classes) and ``subclass_weight`` (float64):

@@ -185,6 +185,24 @@ class Table:
         touched = [i for i in range(len(self.corpus.shards)) if cuts[i + 1] > cuts[i]]
         in_threads(work, touched, self.workers)
 
+    def texts(self, rows: Int64s, most: int | None = None) -> pa.Array:
+        """Texts of some rows, in any order and also several times, as one large_string array.
+
+        Args:
+            most: characters of each that are wanted; all if not given.
+        """
+        wanted, at = np.unique(rows, return_inverse=True)
+        parts: dict[int, pa.Array] = {}
+
+        def keep(text: pa.Array, places: Int64s, inside: slice) -> None:
+            whole = text.take(pa.array(places)).cast(pa.large_string())
+            cut = whole if most is None else pc.utf8_slice_codeunits(whole, 0, most)
+            parts[inside.start] = cut
+
+        self.map_text("text", wanted, keep)
+        none = pa.nulls(0, pa.large_string())  # `pa.array` would load pandas
+        return pa.concat_arrays([none, *(parts[b] for b in sorted(parts))]).take(pa.array(at))
+
 
 def signal_key(operator: RowScorer, columns: Mapping[str, Source]) -> str:
     """What decides the values of a signal, but for the rows that it is computed for."""

@@ -1,7 +1,8 @@
 """How near every row lies to topics that are given by a few keywords each."""
 
 from collections.abc import Iterable
-from typing import Annotated, ClassVar, Literal, Self
+from importlib.metadata import version
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -10,12 +11,11 @@ from pydantic import Field
 
 from tamis.scoring.embedding_models import need_embed
 from tamis.scoring.operator import RowScorer
-from tamis.selectors.inner_products import Float32s, Float64s, exact_product
+from tamis.selectors.inner_products import Float32s, Float64s, exact_product, one_blas_thread
 from tamis.selectors.table import Table
 from tamis.selectors.table_scorer import TableScorer
-from tamis.selectors.vectors import VECTOR_BYTES, Vectors, vectors_of
+from tamis.selectors.vectors import Vectors, vectors_of
 from tamis.storage.corpus import BATCH_ROWS
-from tamis.storage.errors import UserError
 from tamis.storage.kernels import KERNEL, Int64s, in_threads
 from tamis.storage.places import Place
 
@@ -71,11 +71,25 @@ class Topics(TableScorer):
             need_embed("sklearn", f"`clean_outliers` of the stage {self.stage!r}")
         return self
 
+    def key_parts(self) -> dict[str, Any]:
+        """With the version of what finds outliers."""
+        parts = super().key_parts()
+        return {**parts, "scikit-learn": version("scikit-learn")} if self.clean_outliers else parts
+
     def reads(self) -> set[str]:
         return {self.embedding}
 
+    def vectors(self) -> set[str]:
+        return {self.embedding}
+
+    def embeds(self) -> set[str]:
+        return {self.embedding}
+
+    def held_vectors(self, rows: int) -> int:
+        return 2 * rows
+
     def memory(self, rows: int, text_bytes: int) -> int:
-        return rows * (2 * VECTOR_BYTES + 16 * len(self.topics) + 100)
+        return rows * (16 * len(self.topics) + 100)
 
     def fields(self) -> pa.Schema:
         """``topic`` (the nearest), ``topic_similarity`` (float64, its cosine) and
@@ -114,16 +128,10 @@ class Topics(TableScorer):
 
     def _keywords(self, table: Table) -> Float32s:
         """The direction of the mean of every topic's keywords."""
-        found = table.scores.get(self.embedding)
-        if found is None or not isinstance(found.operator, RowScorer):
-            raise UserError(
-                f"the keywords are embedded by the stage that embeds the rows, and no stage makes "
-                f"{self.embedding!r}",
-                where=self.stage,
-                mend="put `- operator: embedding` before it",
-            )
+        operator = table.scores[self.embedding].operator
+        assert isinstance(operator, RowScorer)  # as `embeds` asks for
         words = [word for keywords in self.topics.values() for word in keywords]
-        batch = found.operator.compute(pa.record_batch({"text": pa.array(words, pa.string())}))
+        batch = operator.compute(pa.record_batch({"text": pa.array(words, pa.string())}))
         flat = batch[self.embedding].flatten().cast(pa.float32())
         vectors = np.asarray(flat, np.float64).reshape(len(words), -1)
         cuts = np.cumsum([len(keywords) for keywords in self.topics.values()])[:-1]
@@ -160,7 +168,8 @@ def _without_outliers(matrix: Float32s, rows: Int64s) -> Int64s:
     if len(rows) < 3:
         return rows
     neighbours = min(20, len(rows) - 1)  # scikit-learn's own default
-    inliers: Int64s = rows[LocalOutlierFactor(neighbours).fit_predict(matrix[rows]) > 0]
+    with one_blas_thread():
+        inliers: Int64s = rows[LocalOutlierFactor(neighbours).fit_predict(matrix[rows]) > 0]
     return inliers
 
 

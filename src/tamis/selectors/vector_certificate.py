@@ -23,7 +23,7 @@ from tamis.selectors.certificate import (
     shown_rows,
 )
 from tamis.selectors.duplicates import Ranking
-from tamis.selectors.inner_products import Float32s, exact_product, one_blas_thread
+from tamis.selectors.inner_products import Float32s, exact_similarity, one_blas_thread
 from tamis.selectors.near_certificate import mixed
 from tamis.selectors.table import Table
 from tamis.selectors.vectors import Vectors
@@ -101,16 +101,8 @@ def _cosine(matrix: Float32s, a: int, b: int) -> float:
 
 def _texts(table: Table, vectors: Vectors, places: Int64s) -> dict[int, str]:
     """Texts of a few rows, by their place among the vectors."""
-    wanted = np.unique(vectors.rows[places])
-    texts: dict[int, str] = {}
-
-    def take(text, at, here):  # type: ignore[no-untyped-def]
-        found = [text[i].as_py() for i in at.tolist()]
-        texts.update(zip(wanted[here].tolist(), found, strict=True))
-
-    if len(wanted):
-        table.map_text("text", wanted, take)
-    return {int(place): texts[int(vectors.rows[place])] for place in places}
+    texts = table.texts(vectors.rows[places]).to_pylist()
+    return dict(zip(places.tolist(), texts, strict=True))
 
 
 class _Meetings:
@@ -231,7 +223,7 @@ def _near_pairs(  # type: ignore[no-untyped-def]
             a = row[begin + order[i]]
             for j in range(i):
                 b = row[begin + order[j]]
-                if exact_product(matrix[a], matrix[b]) < threshold:
+                if exact_similarity(matrix[a], matrix[b]) < threshold:
                     continue
                 if found == left.shape[0]:
                     return before, begin, compared

@@ -16,9 +16,6 @@ from tamis.storage.kernels import Int64s
 
 Float32s = npt.NDArray[np.float32]
 
-#: What a vector is taken to need before any has been seen: 384 numbers, as of MiniLM.
-VECTOR_BYTES = 4 * 384
-
 
 @dataclass(frozen=True)
 class Vectors:
@@ -65,13 +62,16 @@ def vectors_of(table: Table, name: str) -> Vectors:
 
 
 def reference_vectors(table: Table, reference: Table, name: str) -> Vectors:
-    """The vectors of a reference: a column of it of that name, or embedded as the corpus was.
+    """The vectors of a reference: embedded as the corpus was, or a column where it has one too.
+
+    Where a stage gave the corpus's vectors, a column of that name in the reference is not looked
+    at: only vectors of one model can be compared.
 
     Raises:
-        UserError: if it has no such column and the corpus's own were not made by a stage.
+        UserError: if no row scorer made the corpus's own, and the reference has no such column.
     """
-    if name not in reference.names():
-        found = table.scores.get(name)
+    found = table.scores.get(name)
+    if found is not None or name not in reference.names():
         if found is None or not isinstance(found.operator, RowScorer):
             raise UserError(
                 f"the reference has no column {name!r}, and no stage of the recipe made the "
@@ -82,17 +82,21 @@ def reference_vectors(table: Table, reference: Table, name: str) -> Vectors:
     return vectors_of(reference, name)
 
 
-def _values(column: pa.Array, name: str, table: Table, begin: int) -> Float32s:
-    """A batch's vectors as a matrix."""
-    kind = column.type
+def is_vector(kind: pa.DataType) -> bool:
+    """Whether `vectors_of` takes a column of this type."""
     listed = (
         pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
     )
-    if not listed or not (
-        pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
-    ):
+    return bool(
+        listed and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
+    )
+
+
+def _values(column: pa.Array, name: str, table: Table, begin: int) -> Float32s:
+    """A batch's vectors as a matrix."""
+    if not is_vector(column.type):
         raise UserError(
-            f"{name}: expected a list of numbers in every row, found {kind}",
+            f"{name}: expected a list of numbers in every row, found {column.type}",
             mend="name a column of embeddings, or put `- operator: embedding` before",
         )
     if column.null_count:

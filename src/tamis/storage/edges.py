@@ -1,5 +1,6 @@
 """Pairs of rows and how similar they are, collected while there may be more than memory holds."""
 
+import copy
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ class Edges:
         self._folder = folder or Path(tempfile.gettempdir())
         self._file = tempfile.SpooledTemporaryFile(in_memory, dir=str(self._folder))  # noqa: SIM115
         self._count = 0
+        self._rows: Int64s | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -53,11 +55,24 @@ class Edges:
 
     def batches(self) -> Iterator[Pairs]:
         """All pairs, some at a time; nothing may be added any more."""
-        self._file.seek(0)
-        while block := self._file.read(AT_ONCE * _PAIR.itemsize):
+        with place_errors(self._folder):
+            self._file.seek(0)  # what was added last is only written here
+        while block := self._read():
             pairs = np.frombuffer(block, _PAIR)
             row, other, similarity = map(np.ascontiguousarray, (pairs[n] for n in _NAMES))
+            if self._rows is not None:
+                row, other = self._rows[row], self._rows[other]
             yield row, other, similarity
+
+    def _read(self) -> bytes:
+        with place_errors(self._folder):
+            return self._file.read(AT_ONCE * _PAIR.itemsize)
+
+    def among(self, rows: Int64s) -> "Edges":
+        """The same pairs, not stored again, with every row as its entry in `rows`."""
+        other = copy.copy(self)
+        other._rows = rows
+        return other
 
     def together(self) -> Pairs:
         """All pairs at once."""
