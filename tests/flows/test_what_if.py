@@ -421,7 +421,7 @@ def test_a_reference_that_has_changed_is_told(tmp_path: Path) -> None:
 def test_rows_that_another_stage_signed_are_evaluated(tmp_path: Path) -> None:
     texts = documents(3, 60)
     corpus = write(tmp_path / "in.parquet", texts)
-    known = write(tmp_path / "known.parquet", texts.slice(0, 5))
+    known = write(tmp_path / "known.parquet", texts[:5])
     stage = {"operator": "known_dedup", "references": [{"path": str(known), "name": "before"}]}
     run = tamis.run(recipe(corpus, tmp_path / "w", [stage, NEAR]))
     found = tamis.what_if(run, {"known_dedup.threshold": 1.0})
