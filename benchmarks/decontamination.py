@@ -99,7 +99,7 @@ def main() -> None:
     harness.print_table(tuple(header), list(cells.values()), words=0)
 
 
-def shown(item: np.ndarray, hit: np.ndarray, truth: np.ndarray) -> str:  # type: ignore[type-arg]
+def shown(item: np.ndarray, hit: np.ndarray, truth: np.ndarray) -> str:
     """Share found, and in brackets share found with the right item named."""
     if (truth < 0).all():
         return f"{hit.mean():.4f}"

@@ -128,7 +128,7 @@ def main() -> None:
     texts = texts_of(options.data, options.texts, options.seed)
     plain = SentenceTransformer(str(find_model("minilm").folder), device="cpu")
     stages = {
-        name: Embedding(model="minilm", device="cpu", **fields).resolve(Path())  # type: ignore[arg-type]
+        name: Embedding(model="minilm", device="cpu", **fields).resolve(Path())
         for name, fields in BACKENDS.items()
     }
     stages["static"] = Embedding(model="static").resolve(Path())

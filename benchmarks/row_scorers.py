@@ -77,7 +77,7 @@ def peers(python: Path, texts: pa.Array) -> dict[str, Any]:
         pq.write_table(pa.table({"text": texts}), source)
         runner = Path(__file__).parent / "peers" / "run_scorers.py"
         subprocess.run([python, runner, source, out], check=True, stdout=subprocess.DEVNULL)
-        return json.loads(out.read_text())  # type: ignore[no-any-return]
+        return json.loads(out.read_text())
 
 
 def compare(python: Path, texts: pa.Array, labels: list[str | None], repeats: int) -> None:

@@ -59,7 +59,7 @@ MOST_EDITED = 6
 
 
 @njit(cache=True)
-def mix(h):  # type: ignore[no-untyped-def]
+def mix(h):
     h ^= h >> uint64(33)
     h *= uint64(0xFF51AFD7ED558CCD)
     h ^= h >> uint64(33)
@@ -68,13 +68,13 @@ def mix(h):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def draw(row, place):  # type: ignore[no-untyped-def]
+def draw(row, place):
     """A random number of a row: `place` says which."""
     return mix(mix(uint64(row) + uint64(SEED)) + uint64(place) * uint64(0x9E3779B97F4A7C15))
 
 
 @njit(cache=True)
-def kind_of(row):  # type: ignore[no-untyped-def]
+def kind_of(row):
     share = draw(row, 0) & uint64(255)
     if share < EDITED_SHARE:
         return EDITED
@@ -86,12 +86,12 @@ def kind_of(row):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def words_in(row):  # type: ignore[no-untyped-def]
+def words_in(row):
     return np.int64(20) + np.int64(draw(row, 1) % uint64(41))
 
 
 @njit(cache=True)
-def source_of(row, rows):  # type: ignore[no-untyped-def]
+def source_of(row, rows):
     """The original that a row is a copy of."""
     place = 2
     while True:
@@ -102,7 +102,7 @@ def source_of(row, rows):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def edit_of(row, words):  # type: ignore[no-untyped-def]
+def edit_of(row, words):
     """The run of words that is replaced, in half of the rows their last: first, and past it."""
     count = np.int64(1) + np.int64(draw(row, 3) % uint64(MOST_EDITED))
     first = words - count
@@ -112,7 +112,7 @@ def edit_of(row, words):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def word_at(row, base, kind, place, first, last, vocabulary):  # type: ignore[no-untyped-def]
+def word_at(row, base, kind, place, first, last, vocabulary):
     """The word at a place of a row, of which those from `first` up to `last` are replaced."""
     if kind == TEMPLATE and place < SHARED_WORDS:
         # A row beyond all others stands for every template.
@@ -123,7 +123,7 @@ def word_at(row, base, kind, place, first, last, vocabulary):  # type: ignore[no
 
 
 @njit(cache=True)
-def write_rows(first, last, rows, known, known_start, offsets, data):  # type: ignore[no-untyped-def]
+def write_rows(first, last, rows, known, known_start, offsets, data):
     """Texts of some rows into `data`, or only their ends into `offsets` where it is empty."""
     vocabulary = known_start.shape[0] - 1
     at = 0
@@ -145,7 +145,7 @@ def write_rows(first, last, rows, known, known_start, offsets, data):  # type: i
 
 
 @njit(cache=True)
-def plan(rows):  # type: ignore[no-untyped-def]
+def plan(rows):
     """Of every row its kind, its original (itself where it is none), and the similarity to it."""
     kind = np.empty(rows, np.uint8)
     source = np.empty(rows, np.int64)

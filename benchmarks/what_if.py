@@ -48,7 +48,7 @@ def dedup(corpus: Path, home: Path, threshold: float) -> tuple[float, float, int
     for folder in (home, home.with_name(f"{home.name}.tamis")):
         shutil.rmtree(folder, ignore_errors=True)
     seconds, cpu, said = timed("dedup", corpus, home, "--id", "id", "--threshold", threshold)
-    return seconds, cpu, said["rows"]["kept"]  # type: ignore[index]
+    return seconds, cpu, said["rows"]["kept"]
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def main() -> None:
             change = f"near_dedup.threshold={threshold}"
             seconds, cpu, said = timed("what-if", "-w", home, change)
             quick.append((seconds, cpu))
-            kept = said["after"]["rows"]  # type: ignore[index]
+            kept = said["after"]["rows"]
             *run, truth = dedup(corpus.path, other, threshold)
             slow.append(run)
             assert kept == truth, f"at {threshold} what-if keeps {kept}, a run {truth}"
@@ -87,7 +87,7 @@ def main() -> None:
         *("what-if", "-w", home, "--move", "near_dedup.threshold"),
         *("--target-rows", int(0.87 * corpus.documents)),
     )
-    print(f"a budget of rows: {seconds:.1f} s, CPU {cpu:.1f} s; {said['notes'][0]}")  # type: ignore[index]
+    print(f"a budget of rows: {seconds:.1f} s, CPU {cpu:.1f} s; {said['notes'][0]}")
 
 
 if __name__ == "__main__":

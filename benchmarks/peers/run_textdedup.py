@@ -25,7 +25,7 @@ from text_dedup.utils import IOArgs, MetaArgs, MinHashArgs, Timer
 PERMUTATIONS = 128
 
 
-class RecordingTimer(Timer):  # type: ignore[misc]
+class RecordingTimer(Timer):
     """Keeps the library's own stage times where we can read them."""
 
     latest: RecordingTimer

@@ -26,7 +26,6 @@ from tamis.storage.places import Place, absolute, place_of
 from tamis.storage.sidecar import (
     Part,
     is_done,
-    read_sidecar,
     sidecar_batches,
     sidecar_once,
     sidecar_path,
@@ -87,11 +86,6 @@ class Evaluated:
             found = batch.select(list(columns))
             if here.any():
                 yield found if here.all() else found.filter(pa.array(here))
-
-    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The sidecars' columns, one table a shard."""
-        for shard, path, step in zip(self.shards, self.paths, self.steps, strict=True):
-            yield read_sidecar(path, shard, step, columns)
 
 
 class Evaluate(Task):

@@ -102,16 +102,6 @@ def sidecar_batches(
     )
 
 
-def read_sidecar(path: Place, shard: Shard, step: str, columns: Sequence[str]) -> pa.Table:
-    """A sidecar's columns as a whole; errors as in `sidecar_batches`."""
-    batches = list(sidecar_batches(path, shard, step, columns))
-    if not batches:
-        with place_errors(path), parquet_file(path) as file:
-            schema = file.schema_arrow
-        return pa.schema([schema.field(name) for name in columns]).empty_table()
-    return pa.Table.from_batches(batches)
-
-
 def _mismatch(schema: pa.Schema, shard: Shard, step: str) -> str | None:
     found = schema.metadata or {}
     expected = {_STEP: step, _SHARD: shard.digest, _ROWS: str(shard.rows)}
