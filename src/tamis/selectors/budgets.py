@@ -1,7 +1,7 @@
 """How many rows: the best by a score, a band of quantiles, or a random share."""
 
 from itertools import pairwise
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,21 @@ from tamis.storage.ledger import Drops
 Float64s = npt.NDArray[np.float64]
 
 NO_SCORE = "no_score"
+
+
+class _Budgeted(Protocol):
+    rows: int | None
+    fraction: float | None
+
+
+B = TypeVar("B", bound=_Budgeted)
+
+
+def one_budget(operator: B) -> B:
+    """An operator's validator: its budget is a number of rows or a share of them."""
+    if (operator.rows is None) == (operator.fraction is None):
+        raise ValueError("give either rows or fraction")
+    return operator
 
 
 class Budget(Selector):
@@ -110,11 +125,7 @@ class Top(ScoreBudget):
 
     version: ClassVar[int] = 1
 
-    @model_validator(mode="after")
-    def _one_budget(self) -> Self:
-        if (self.rows is None) == (self.fraction is None):
-            raise ValueError("give either rows or fraction")
-        return self
+    _one_budget = model_validator(mode="after")(one_budget)
 
     def select(self, table: Table) -> Drops:
         value = self.scores(table)
@@ -202,11 +213,7 @@ class Sample(Budget):
 
     version: ClassVar[int] = 1
 
-    @model_validator(mode="after")
-    def _one_budget(self) -> Self:
-        if (self.rows is None) == (self.fraction is None):
-            raise ValueError("give either rows or fraction")
-        return self
+    _one_budget = model_validator(mode="after")(one_budget)
 
     def select(self, table: Table) -> Drops:
         value = draws(table.id_hi, table.id_lo, table.copy, self.seed)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from tamis.selectors.budgets import draws, wanted
+from tamis.selectors.budgets import draws, one_budget, wanted
 from tamis.selectors.clusters import clusters_of, nearest_centroids
 from tamis.selectors.inner_products import Float64s
 from tamis.selectors.reference import Reference, left_out
@@ -143,11 +143,7 @@ class ImportanceSample(Selector, TowardsTarget):
     version: ClassVar[int] = 2
     paper: ClassVar[str] = TowardsTarget.paper
 
-    @model_validator(mode="after")
-    def _one_budget(self) -> Self:
-        if (self.rows is None) == (self.fraction is None):
-            raise ValueError("give either rows or fraction")
-        return self
+    _one_budget = model_validator(mode="after")(one_budget)
 
     def select(self, table: Table) -> Drops:
         if not len(table):

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from tamis.selectors.budgets import one_budget
 from tamis.selectors.clusters import Clusters, clusters_of, draws_of, kmeans
 from tamis.selectors.inner_products import Float64s
 from tamis.selectors.selector import Selector
@@ -59,11 +60,7 @@ class PrototypePruning(Selector):
         "pruning (self-supervised prototypes); Tirumala et al. 2023, D4"
     )
 
-    @model_validator(mode="after")
-    def _one_budget(self) -> Self:
-        if (self.rows is None) == (self.fraction is None):
-            raise ValueError("give either rows or fraction")
-        return self
+    _one_budget = model_validator(mode="after")(one_budget)
 
     def reads(self) -> set[str]:
         return {self.embedding}

@@ -1,11 +1,11 @@
 """Rows that stand for others: those nearest to the centres of clusters, as many from each."""
 
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from tamis.selectors.budgets import Budget, wanted
+from tamis.selectors.budgets import Budget, one_budget, wanted
 from tamis.selectors.clusters import draws_of, kmeans
 from tamis.selectors.inner_products import Float32s, Float64s, similarities
 from tamis.selectors.shares import members_of, places_within
@@ -45,11 +45,7 @@ class RepresentativeSample(Budget):
         "(sub-clusters of every class, samples at their centres, evenly)"
     )
 
-    @model_validator(mode="after")
-    def _one_budget(self) -> Self:
-        if (self.rows is None) == (self.fraction is None):
-            raise ValueError("give either rows or fraction")
-        return self
+    _one_budget = model_validator(mode="after")(one_budget)
 
     def reads(self) -> set[str]:
         return super().reads() | {self.embedding}
