@@ -10,9 +10,6 @@ from pydantic import Field
 from tamis.scoring.embedding_models import (
     MINILM,
     STATIC,
-    ModelFiles,
-    bytes_of,
-    digest_folder,
     dimension_of,
     find_model,
     is_static,
@@ -20,6 +17,7 @@ from tamis.scoring.embedding_models import (
     need_embed,
 )
 from tamis.scoring.encoders import Backend, Precision, TransformerEncoder, load_transformer
+from tamis.scoring.model_files import ModelFiles, bytes_of, digest_folder
 from tamis.scoring.operator import Signal
 from tamis.scoring.static_encoder import DISTILLED, StaticEncoder, distilled, load_static
 from tamis.storage.errors import UserError

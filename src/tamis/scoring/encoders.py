@@ -20,7 +20,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tamis.scoring.embedding_models import ModelFiles, dimension_of
+from tamis.scoring.embedding_models import dimension_of
+from tamis.scoring.model_files import ModelFiles
 from tamis.storage.errors import RunError, UserError
 from tamis.storage.kernels import Int64s, even_cuts, in_threads, string_buffers
 
