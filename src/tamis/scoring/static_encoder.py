@@ -26,7 +26,8 @@ from tamis.scoring.embedding_models import (
     modules_of,
     need_embed,
 )
-from tamis.scoring.encoders import Encoded, model_threads, one_thread
+from tamis.scoring.encoders import Encoded
+from tamis.scoring.hardware import model_threads, one_thread
 from tamis.scoring.model_files import ModelFiles, read_config
 from tamis.scoring.wordpiece import next_pieces, spells_special, word_pieces
 from tamis.storage.errors import UserError
