@@ -16,6 +16,7 @@ A text is tokenised as it is, with what the tokenizer itself puts around it.
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -89,6 +90,14 @@ def ranges(first: Int64s, lengths: Int64s) -> Int64s:
     return np.arange(total) + np.repeat(first - ends + lengths, lengths)
 
 
+@lru_cache(maxsize=4)
+def load_sequence_tokenizer(
+    files: ModelFiles, max_tokens: int, over_long: OverLong
+) -> "SequenceTokenizer":
+    """A tokenizer, loaded once in a process."""
+    return SequenceTokenizer(files, max_tokens, over_long)
+
+
 class SequenceTokenizer:
     """The tokenizer of a language model, and its chat template.
 
@@ -156,7 +165,9 @@ class SequenceTokenizer:
         end = self._hugging.eos_token
         if end is None:
             return part
-        return pc.if_else(pc.ends_with(part, end), part, _joined(part, pa.scalar(end, part.type)))
+        part = part.cast(pa.large_string())
+        ended = pc.ends_with(part, pattern=end)
+        return pc.if_else(ended, part, _joined(part, pa.scalar(end, part.type)))
 
     def _without_prompt(self, tokens: Ragged, context: Int64s) -> tuple[Ragged, Int64s]:
         if self._bos is None or not len(tokens.ids):
@@ -314,8 +325,9 @@ def _is_chat(part: pa.Array) -> bool:
 
 
 def _joined(first: pa.Array, second: Any) -> pa.Array:
-    first = first.cast(pa.large_string())
-    return pc.binary_join_element_wise(first, second.cast(pa.large_string()), "")
+    wide = pa.large_string()
+    parts = (first.cast(wide), second.cast(wide), pa.scalar("", wide))
+    return pc.binary_join_element_wise(*parts)
 
 
 def _bytes(text: pa.Array) -> Int64s:
