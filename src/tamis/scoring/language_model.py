@@ -298,7 +298,7 @@ class LanguageModel:
                 return "an attention of its own"
             made, windows = self._forward_pack(pack(tokens, context, items, chosen), False)
             reason = _unlike(made, expected, _TOLERANCE[precision])
-            reason = reason or _hidden_reach(config, windows)
+            reason = reason or _unseen_limit(config, windows)
         except Exception as error:  # whatever a model does with what it does not expect
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0:1]}"
         if reason:
@@ -418,7 +418,7 @@ def _unlike(made: _Made, expected: _Made, tolerance: float) -> str:
     return "" if apart <= tolerance else f"log-probabilities differ by {apart:.2g}"
 
 
-def _hidden_reach(config: Any, windows: set[int]) -> str:
+def _unseen_limit(config: Any, windows: set[int]) -> str:
     """A limit of attention that the model has and a short trial does not show."""
     if getattr(config, "attention_chunk_size", None):
         return "attention in chunks"
