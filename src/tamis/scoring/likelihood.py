@@ -7,7 +7,7 @@ name, with ``_chosen`` or ``_rejected`` behind it for one side of a pair.
 import zlib
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -365,6 +365,9 @@ class ZlibRatio(_OfSignal):
         "2024, Do membership inference attacks work on large language models? (MIMIR)"
     )
     roles: ClassVar[tuple[str, ...]] = ("text",)
+
+    def key_parts(self) -> dict[str, Any]:
+        return {**super().key_parts(), "zlib": zlib.ZLIB_RUNTIME_VERSION}
 
     def values(self, batch: pa.RecordBatch) -> Sequence[Float64s]:
         data, offsets = string_buffers(batch["text"])
