@@ -25,14 +25,18 @@ from numba.extending import intrinsic
 from pydantic import Field
 
 from tamis.scoring.operator import Signal
+from tamis.storage.errors import RunError
 from tamis.storage.files import whole_file
 from tamis.storage.kernels import INLINE, KERNEL, Int64s, UInt64s, string_buffers
 from tamis.storage.places import Place, place_errors, place_of
 
 Float64s = npt.NDArray[np.float64]
-Float32s = npt.NDArray[np.float32]
-UInt32s = npt.NDArray[np.uint32]
+Int32s = npt.NDArray[np.int32]
 
+PAPER = (
+    "Chen and Goodman 1999, An empirical study of smoothing techniques for language modeling "
+    "(interpolated modified Kneser-Ney, equations 22 to 26)"
+)
 #: Raised when training or the file changes.
 MODEL_VERSION = 1
 #: Seven symbols of 9 bits fill a 64-bit integer.
@@ -108,8 +112,8 @@ class NgramModel(NamedTuple):
 
         Example:
             >>> model = NgramModel.trained(pa.array(["abab"]), 2)
-            >>> model.log_likelihood(pa.array(["abab", "zzzz"])).round(2).tolist()
-            [-3.98, -26.1]
+            >>> model.log_likelihood(pa.array(["abab", "zzzz"])).round(3).tolist()
+            [-1.883, -25.646]
         """
         data, offsets = string_buffers(texts)
         found = np.empty(len(texts), np.float64)
@@ -128,7 +132,8 @@ class NgramModel(NamedTuple):
         """Probability of every byte after some bytes from the beginning of a text."""
         texts = pa.array([context, *(context + bytes([b]) for b in range(_BYTES))], pa.binary())
         found = self.log_likelihood(texts)
-        return np.exp(found[1:] - found[0])
+        p: Float64s = np.exp(found[1:] - found[0])
+        return p
 
 
 @lru_cache(maxsize=4)
@@ -152,9 +157,9 @@ class _Level(NamedTuple):
     """
 
     keys: UInt64s
-    counts: Int64s
-    ending: Int64s
-    context: Int64s
+    counts: Int32s
+    ending: Int32s
+    context: Int32s
 
 
 def _levels(texts: pa.Array, order: int) -> list[_Level]:
@@ -163,36 +168,42 @@ def _levels(texts: pa.Array, order: int) -> list[_Level]:
     keys = np.empty(int(offsets[-1] - offsets[0]), np.uint64)
     _pack(data, offsets, order, keys)
     keys.sort()
-    first = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
-    keys, counts = keys[first], np.diff(first, append=len(keys))
-    raw: list[tuple[UInt64s, Int64s, Int64s]] = []
+    first = _starts(keys)
+    keys, counts = keys[first], np.diff(first, append=len(keys)).astype(np.int32)
+    found: list[_Level] = []
     for n in range(order, 0, -1):
-        whole = (keys & np.uint64(_SYMBOL)) != 0  # else it is shorter, from the beginning of a text
+        whole = _is_whole(keys)  # others are shorter, and begin with the beginning of a text
         shorter = keys >> np.uint64(_BITS)
-        starts = np.flatnonzero(np.diff(shorter, prepend=~shorter[:1]))
-        sizes = np.diff(starts, append=len(keys))
-        group = np.repeat(np.arange(len(starts)), sizes)
-        below = shorter[starts]
-        place = np.cumsum((below & np.uint64(_SYMBOL)) != 0) - 1
-        ending = place[group[whole]] if n > 1 else np.zeros(len(keys), np.int64)
-        raw.append((keys[whole], counts[whole], ending))
-        counts = np.where(whole[starts], sizes, counts[starts])
-        keys = below
-    levels: list[_Level] = []
-    for n, (keys, counts, ending) in enumerate(reversed(raw), 1):
-        heads = keys & np.uint64((1 << _BITS * (n - 1)) - 1)
-        if n == 1:
-            context = np.zeros(len(keys), np.int64)
-        else:
-            below = levels[-1].keys
-            context = np.searchsorted(below, heads)
-            if n == 2:
-                context[heads == _START] = len(below)
-        levels.append(_Level(keys, counts, ending, context))
-    return levels
+        first = _starts(shorter)
+        sizes = np.diff(first, append=len(keys)).astype(np.int32)
+        shorter = shorter[first]
+        place = np.cumsum(_is_whole(shorter), dtype=np.int32) - np.int32(n > 1)
+        ending = np.repeat(place, sizes)[whole]
+        found.append(_Level(keys[whole], counts[whole], ending, ending))
+        counts = np.where(whole[first], sizes, counts[first])
+        keys = shorter
+    found.reverse()
+    for n, below in enumerate(found[:-1], 2):
+        heads = found[n - 1].keys & np.uint64((1 << _BITS * (n - 1)) - 1)
+        context = np.searchsorted(below.keys, heads).astype(np.int32)
+        if n == 2:
+            context[heads == _START] = len(below.keys)
+        found[n - 1] = found[n - 1]._replace(context=context)
+    return found
 
 
-def _discounts(counts: Int64s) -> Float64s:
+def _starts(keys: UInt64s) -> Int64s:
+    """Where runs of equal keys begin."""
+    return np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
+
+
+def _is_whole(keys: UInt64s) -> npt.NDArray[np.bool_]:
+    """Whether an n-gram has as many symbols as there is room for."""
+    whole: npt.NDArray[np.bool_] = (keys & np.uint64(_SYMBOL)) != 0
+    return whole
+
+
+def _discounts(counts: Int32s) -> Float64s:
     """What is taken off a count of 0, 1, 2, and of 3 or more (Chen and Goodman 1999, eq. 26)."""
     one, two, three, four = (int((counts == c).sum()) for c in (1, 2, 3, 4))
     if one and two and three:
@@ -206,46 +217,60 @@ def _discounts(counts: Int64s) -> Float64s:
 
 def _assembled(levels: list[_Level]) -> NgramModel:
     """Probabilities from counts, and the records of states."""
-    sizes = np.array([len(level.keys) for level in levels], np.int64)
-    # A context of one order is an n-gram of the order below; beside those of one byte there is the
-    # beginning of a text, and of none there is the empty one.
-    counts = [1, *sizes[:-1].tolist()]
-    counts[1:2] = [size + 1 for size in counts[1:2]]
-    states: list[Int64s] = []  # of every context, -1 where nothing follows
-    end = 0
-    for level, count in zip(levels, counts, strict=True):
-        followers = np.bincount(level.context, minlength=count)
-        if level is levels[0]:
-            followers[0] = _BYTES  # the empty context knows all bytes
+    states, room = _places(levels)
+    records = np.zeros(room, np.uint64)
+    # Of the order below, by place: the probability, and the state that the n-gram leads to.
+    p, leads = np.full(1, 1 / _BYTES), np.zeros(1, np.int64)
+    behind = np.zeros(1, np.int64)  # by context, the state of its ending
+    for n, level in enumerate(levels, 1):
+        contexts = len(states[n - 1])
+        off = _discounts(level.counts)[np.minimum(level.counts, 3)]
+        total = np.bincount(level.context, level.counts, contexts)
+        left = np.bincount(level.context, off, contexts)
+        # What is left for what was not seen: all, where nothing was.
+        share = np.divide(left, total, out=np.ones(contexts), where=total > 0)
+        p = (level.counts - off) / total[level.context] + share[level.context] * p[level.ending]
+        back = leads = leads[level.ending]
+        if n < len(levels):
+            own = states[n][: len(p)]
+            leads = np.where(own >= 0, own, back)
+        byte = (level.keys >> np.uint64(_BITS * (n - 1))) - np.uint64(1)
+        if n == 1:  # in the empty context all bytes are alike likely, but for what was seen
+            records[:_BYTES] = _pair(np.log(share / _BYTES), behind)
+        else:
+            _begin(records, records.view(np.float32), states[n - 1], _pair(np.log(share), behind))
+        _follow(records, states[n - 1], level.context, byte, _pair(np.log(p), leads))
+        behind = np.append(back, 0) if n == 1 else back
+    begin = states[1][-1:] if len(levels) > 1 else states[0]
+    counts = np.array([len(level.keys) for level in levels], np.int64)
+    return NgramModel(np.array([len(levels)], np.int64), np.maximum(begin, 0), records, counts)
+
+
+def _places(levels: list[_Level]) -> tuple[list[Int64s], int]:
+    """By order, the state of every context (-1 where nothing follows it); words of all records.
+
+    A context of one order is an n-gram of the order below. Beside those of one byte stands the
+    beginning of a text, and the context of none is the empty one.
+    """
+    states: list[Int64s] = []
+    end, contexts = 0, 1
+    for n, level in enumerate(levels, 1):
+        followers = np.bincount(level.context, minlength=contexts)
+        if n == 1:
+            followers[0] = _BYTES  # the empty context has a probability for every byte
         words = -(-followers // 8)
         kind = np.where(words > _MOST_WORDS, 0, words)
         room = np.where(kind == 0, _BYTES, 1 + words + followers) * (followers > 0)
         at = end + np.cumsum(room) - room
         states.append(np.where(followers > 0, at << _KIND_BITS | kind, -1))
         end += int(room.sum())
-    records = np.zeros(end, np.uint64)
-    # Of the order below, by place: the probability, and the state that the n-gram leads to.
-    p, leads = np.full(1, 1 / _BYTES), np.zeros(1, np.int64)
-    behind = np.zeros(1, np.int64)  # by context, the state of its ending
-    for n, level in enumerate(levels, 1):
-        off = _discounts(level.counts)[np.minimum(level.counts, 3)]
-        total = np.bincount(level.context, level.counts, counts[n - 1])
-        left = np.bincount(level.context, off, counts[n - 1])
-        # What is left for what was not seen: all, where nothing was.
-        share = np.divide(left, total, out=np.ones(len(left)), where=total > 0)
-        p = (level.counts - off) / total[level.context] + share[level.context] * p[level.ending]
-        back = leads[level.ending]
-        leads = back if n == len(levels) else np.where(states[n][: len(p)] >= 0, states[n][: len(p)], back)
-        byte = (level.keys >> np.uint64(_BITS * (n - 1))) - np.uint64(1)
-        if n == 1:
-            records[:_BYTES] = _pair(np.log(share / _BYTES), np.zeros(1, np.int64))
-            records[byte] = _pair(np.log(p), leads)
-        else:
-            _fill(records, records.view(np.float32), states[n - 1], _pair(np.log(share), behind))
-            _follow(records, states[n - 1], level.context, byte, _pair(np.log(p), leads))
-        behind = np.append(back, 0) if n == 1 else back
-    begin = states[1][-1:] if len(levels) > 1 else states[0]
-    return NgramModel(np.array([len(levels)], np.int64), np.maximum(begin, 0), records, sizes)
+        contexts = len(level.keys) + (n == 1)
+    if end >= 1 << (32 - _KIND_BITS):
+        raise RunError(
+            f"the n-gram model would take {end * 8 >> 30} GiB",
+            mend="train it on fewer bytes, or with a lower order",
+        )
+    return states, end
 
 
 def _pair(logarithm: Float64s, state: Int64s) -> UInt64s:
@@ -268,7 +293,7 @@ def _pack(data, offsets, order, keys):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL)
-def _fill(records, floats, states, back):  # type: ignore[no-untyped-def]
+def _begin(records, floats, states, back):  # type: ignore[no-untyped-def]
     """Begin the records of some contexts with what holds for bytes that do not follow them."""
     for i in range(states.shape[0]):
         if states[i] < 0:
@@ -391,3 +416,39 @@ def _score(data, offsets, order, begin, records, floats, found):  # type: ignore
         else:
             _, total = _run(data, i, end, state, total, records, floats)
         found[row] = total
+
+
+class NgramLogp(Signal):
+    """Log-likelihood of every text under a trained n-gram model.
+
+    The model is a file of `NgramModel.write`; `ngram_likelihood` trains it and keeps it in the
+    workspace, under ``models``.
+    """
+
+    operator: Literal["ngram_logp"] = "ngram_logp"
+    model: str = Field(description="path of the model's file")
+    digest: str = Field(default="", description="of what the model was trained on, and how")
+
+    version: ClassVar[int] = 1
+    paper: ClassVar[str] = PAPER
+    roles: ClassVar[tuple[str, ...]] = ("text",)
+
+    def key_parts(self) -> dict[str, Any]:
+        parts = super().key_parts()
+        if self.digest:
+            parts.pop("model")  # where it lies decides nothing
+        return parts
+
+    def fields(self) -> pa.Schema:
+        """``ngram_logp`` (float64, nats; null where the text is empty) and ``ngram_bytes``
+        (int64, of UTF-8)."""
+        return pa.schema(
+            [pa.field("ngram_logp", pa.float64()), pa.field("ngram_bytes", pa.int64(), False)]
+        )
+
+    def compute(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        found = read_model(self.model).log_likelihood(batch["text"])
+        _, offsets = string_buffers(batch["text"])
+        sizes = np.diff(offsets)
+        columns = [pa.array(found, mask=sizes == 0), pa.array(sizes)]
+        return pa.record_batch(columns, schema=self.fields())
