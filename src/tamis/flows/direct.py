@@ -361,7 +361,7 @@ def _with_places(run: Run, manifest: dict[str, Any], ledger: list[Place]) -> dic
         **{
             view: {
                 name: {
-                    "columns": found.operator.fields().names,
+                    "columns": {n: found.stored(n) for n in found.operator.fields().names},
                     "files": [inside(path) for path in found.paths],
                     "steps": list(found.steps),
                 }
