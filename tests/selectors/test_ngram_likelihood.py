@@ -234,7 +234,7 @@ def test_the_difference_by_hand() -> None:
     found = tamis.score("cross_entropy_difference", frame, params=params)
     assert found["cross_entropy_difference"].to_list() == [2 - 4, None, 3 - 1]
     other = frame.set_column(3, "b_tokens", pa.array([3, 0, 2]))
-    with pytest.raises(UserError, match="same tokens"):
+    with pytest.raises(UserError, match="different tokens"):
         tamis.score("cross_entropy_difference", other, params=params)
 
 
@@ -246,3 +246,16 @@ def test_a_difference_needs_both_stages(tmp_path: Path) -> None:
             {"operator": "ngram_likelihood", "name": "target", "train": target(tmp_path, ["a"])},
             {"operator": "cross_entropy_difference"},
         )
+
+
+def test_the_scores_of_one_language_model_pass_work_on_it(tmp_path: Path) -> None:
+    texts = write(tmp_path, [*make_texts(20, copies=0), "漢字", ""])
+    wanted = {"operator": "ngram_likelihood", "name": "n", "train": target(tmp_path, texts[:9])}
+    names = ["loss", "perplexity", "bits_per_byte"]
+    result = run(tmp_path, wanted, *({"operator": name, "signal": "n"} for name in names))
+    for text, (logp, *found) in scores(result, "n_logp", *names).items():
+        if text:
+            loss = -logp / len(text.encode())
+            assert found == pytest.approx([loss, np.exp(loss), loss / np.log(2)])
+        else:
+            assert found == [None] * 3
