@@ -3,14 +3,23 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
 from tamis.scoring.operator import RowScorer, Scorer, operator_class
-from tamis.scoring.reuse import KEYS, Once, content_keys, keep_known, known_rows
+from tamis.scoring.reuse import (
+    KEYS,
+    Once,
+    Store,
+    content_keys,
+    keep_known,
+    known_rows,
+    remove_portions,
+    store_portion,
+)
 from tamis.storage.columns import (
     Beside,
     Mask,
@@ -31,6 +40,8 @@ from tamis.storage.sidecar import (
     sidecar_path,
 )
 from tamis.storage.tasks import Done, Runner, Task
+
+S = TypeVar("S", bound=Scorer)
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,12 @@ class Evaluated:
 
     def column(self, name: str) -> Beside:
         """One of its columns, as a source of values."""
-        return Beside(results=self.results, column=name)
+        return Beside(results=self.results, column=self.stored(name))
+
+    def stored(self, name: str) -> str:
+        """What one of its columns is called in the sidecars."""
+        at = self.operator.fields().get_field_index(name)
+        return str(_as_stored(self.operator).fields().names[at])
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The sidecars' columns, shard by shard in bounded batches."""
@@ -78,12 +94,13 @@ class Evaluated:
                 if not given.
         """
         places = (self.paths[index], self.shards[index], self.steps[index])
-        if inside is None or inside.all():
-            yield from sidecar_batches(*places, columns)
-            return
-        for batch in sidecar_batches(*places, ["row", *columns]):
+        stored = [self.stored(name) for name in columns]
+        for batch in sidecar_batches(*places, ["row", *stored]):
+            found = batch.select(stored).rename_columns(list(columns))
+            if inside is None or inside.all():
+                yield found
+                continue
             here = inside[batch["row"].to_numpy()]
-            found = batch.select(list(columns))
             if here.any():
                 yield found if here.all() else found.filter(pa.array(here))
 
@@ -141,10 +158,15 @@ class Evaluate(Task):
         columns = scorer.fields()
         if scorer.costly:
             columns = pa.schema([*columns, *KEYS])
-            compute = partial(_compute_once, scorer, shard, seen, self.read, self.known)
+            store = None
+            if scorer.portion_bytes is not None:
+                store = partial(store_portion, path, scorer.portion_bytes)
+            compute = partial(_compute_once, scorer, shard, seen, self.read, self.known, store)
         else:
             compute = partial(_compute, scorer, shard, seen, self.read)
         sidecar_once(path, shard, step, columns, compute)
+        if scorer.portion_bytes is not None:
+            remove_portions(path)
         return [str(path), step]
 
 
@@ -163,7 +185,7 @@ def evaluate(
 
     Args:
         kept: bool over all rows of the corpus.
-        columns: where the values of every role come from.
+        columns: where the values of every role, and of what it reads beside, come from.
         room: folder of the workspace that its sidecars lie in.
         done: called with every shard that is done.
         orders: folder of what workers are told; the workspace's own if not given.
@@ -174,7 +196,8 @@ def evaluate(
     if operator.costly:
         wanted = [task.sidecar(item)[1].name for item in range(len(corpus.shards))]
         folder = place_of(task.folder)
-        known = keep_known(folder, wanted, operator.fields(), orders, runner.workers)
+        stored = _as_stored(operator).fields()
+        known = keep_known(folder, wanted, stored, orders, runner.workers)
         task = task.model_copy(update={"known": known})
     found = runner.map(task, corpus.sizes, done)
     steps = [step for _, step in found]
@@ -215,16 +238,24 @@ def _task(
     room: Place,
     orders: Place,
 ) -> Evaluate:
+    stored = _as_stored(operator)
     folder = room / operator.operator
     if operator.costly:  # what one operator has computed lies together, to be found again
-        folder /= digest_of(operator.key_parts())[:16]
+        folder /= digest_of(stored.key_parts())[:16]
     return Evaluate(
-        operator=operator.model_dump(mode="json"),
+        operator=stored.model_dump(mode="json"),
         shards=corpus.keep(orders),
         kept=keep_mask(kept, orders),
-        read={role: columns[role] for role in operator.roles},
+        read={name: columns[name] for name in (*operator.used_roles(), *sorted(operator.reads()))},
         folder=str(folder),
     )
+
+
+def _as_stored(operator: S) -> S:
+    """The operator whose columns the sidecars hold: what is costly is found by any stage's name."""
+    if isinstance(operator, RowScorer) and operator.costly:
+        return operator.model_copy(update={"name": None})
+    return operator
 
 
 def _compute(
@@ -235,9 +266,15 @@ def _compute(
 
 
 def _compute_once(
-    operator: RowScorer, shard: Shard, seen: Mask, read: Mapping[str, Source], known: str | None
+    operator: RowScorer,
+    shard: Shard,
+    seen: Mask,
+    read: Mapping[str, Source],
+    known: str | None,
+    store: Store | None,
 ) -> Iterator[Part]:
     keys = content_keys(read_columns(shard, read, seen))
-    once = Once(operator.compute, operator.fields(), keys, known_rows(known) if known else None)
+    found = known_rows(known) if known else None
+    once = Once(operator.compute, operator.fields(), keys, found, store)
     for rows, batch in read_columns(shard, read, seen):
         yield rows, once.next(batch)
