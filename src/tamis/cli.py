@@ -48,7 +48,8 @@ Format = Annotated[
     str | None,
     typer.Option(
         "--format",
-        help="parquet, jsonl, csv, arrow, datasets or python; by file endings if not given.",
+        help="parquet, jsonl, csv, arrow, datasets, python or python-pairs; "
+        "by file endings if not given.",
     ),
 ]
 Workspace = Annotated[

@@ -139,11 +139,12 @@ class CorpusPart(_Part):
     """The input."""
 
     path: str = Field(
-        description="file, folder, glob or URL; `python:` is this Python's own library"
+        description="file, folder, glob or URL; `python:` is this Python's own library, "
+        "`python-pairs:` preference pairs of it"
     )
-    format: Literal["parquet", "jsonl", "csv", "arrow", "datasets", "python"] | None = Field(
-        default=None, description="format of the files; by their endings if not given"
-    )
+    format: (
+        Literal["parquet", "jsonl", "csv", "arrow", "datasets", "python", "python-pairs"] | None
+    ) = Field(default=None, description="format of the files; by their endings if not given")
     roles: Roles = Field(default=Roles(), description="what columns are for")
     identity: list[str] | None = Field(
         default=None, min_length=1, description="columns that make the row_id; all if not given"
