@@ -98,10 +98,20 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+#: Roles that hold text or chat messages.
+CONTENT_ROLES = ("text", "prompt", "completion", "chosen", "rejected")
+
+
 class Roles(_Part):
     """What columns are for."""
 
     text: str | None = Field(default=None, description="column that holds the text")
+    prompt: str | None = Field(
+        default=None, description="column of prompts: texts, or lists of chat messages"
+    )
+    completion: str | None = Field(default=None, description="column of answers to the prompts")
+    chosen: str | None = Field(default=None, description="column of the preferred answers")
+    rejected: str | None = Field(default=None, description="column of the answers not preferred")
     id: str | None = Field(default=None, description="column that identifies a row")
     domain: str | None = Field(
         default=None, description="column that says where a row is from; the manifest counts by it"
@@ -110,6 +120,10 @@ class Roles(_Part):
     def columns(self) -> dict[str, str]:
         """Role to column, for the roles that are given."""
         return {role: column for role, column in self.model_dump().items() if column is not None}
+
+    def required(self) -> list[str]:
+        """Columns in which a row must have a value to be used."""
+        return list(dict.fromkeys(c for r, c in self.columns().items() if r in CONTENT_ROLES))
 
 
 class CorpusPart(_Part):
@@ -147,7 +161,15 @@ class OutputPart(_Part):
     path: str = Field(
         description="folder or URL of the dataset; a dataset there is replaced as a whole"
     )
-    add: list[str] = Field(default=[], description="scores to write as columns of the dataset")
+    add: list[str] | dict[str, str] = Field(
+        default=[],
+        description="scores to write as columns of the dataset; as a mapping, by the column's name",
+    )
+
+    @property
+    def added(self) -> dict[str, str]:
+        """Column of the dataset to the score that it holds."""
+        return self.add if isinstance(self.add, dict) else {name: name for name in self.add}
 
 
 def _stage_type() -> Any:
@@ -208,7 +230,7 @@ class Recipe(_Part):
             )
         roles = self.corpus.roles.columns()
         for index, stage in enumerate(self.stages):
-            for role in stage.roles:
+            for role in stage.used_roles():
                 if role not in roles:
                     raise ValueError(
                         f"stages[{index}] ({stage.operator}) reads the role {role!r}: "

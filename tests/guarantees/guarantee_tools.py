@@ -265,8 +265,8 @@ def check_balance(workspace: Path, output: Path | None) -> dict[str, Any]:
     } == {reason: count for reason, count in rows["dropped"].items() if count}
 
     aside: list[dict[str, Any]] = []
-    if manifest["quarantine"]:
-        aside = pq.read_table(workspace / manifest["quarantine"]).to_pylist()
+    for name in manifest["quarantine"]:
+        aside += pq.read_table(workspace / name).to_pylist()
     unread = Counter(row["file"] for row in aside if row["row_id"] is None)
     assert len(aside) == rows["quarantined"]
     assert ledger["quarantine"] + sum(unread.values()) == rows["quarantined"]

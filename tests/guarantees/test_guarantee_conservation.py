@@ -114,9 +114,9 @@ def test_a_run_that_does_not_balance_fails_and_publishes_nothing(
 
     write_parquet(tmp_path / "in.parquet", table_of(documents(9, 100)))
     out = tmp_path / "out"
-    honest = account.count_reasons
+    honest = account.reasons_dropped
     monkeypatch.setattr(
-        direct, "count_reasons", lambda decided: {k: v - 1 for k, v in honest(decided).items()}
+        direct, "reasons_dropped", lambda run: {k: v - 1 for k, v in honest(run).items()}
     )
     with pytest.raises(tamis.RunError, match="does not balance"):
         tamis.run(recipe(tmp_path / "in.parquet", out))
@@ -133,6 +133,6 @@ def test_every_bad_line_is_found_in_quarantine_with_its_bytes(tmp_path: Path) ->
     out = tmp_path / "out"
     tamis.run(recipe(tmp_path / "in.jsonl", out, max_quarantine=0.1))
     manifest = check_balance(workspace_of(out), out)
-    aside = pq.read_table(workspace_of(out) / manifest["quarantine"]).to_pylist()
+    aside = pq.read_table(workspace_of(out) / manifest["quarantine"][0]).to_pylist()
     assert {row["line"]: row["raw"].decode() for row in aside} == bad
     assert {row["file"] for row in aside} == {str(tmp_path / "in.jsonl")}

@@ -152,7 +152,7 @@ def test_bad_rows_of_csv_are_shown_with_file_and_line(tmp_path: Path, command: C
     args = ("dedup", source, tmp_path / "out", "--id", "id")
     assert command(*args).code == 0
     manifest = check_balance(workspace_of(tmp_path / "out"), tmp_path / "out")
-    aside = pq.read_table(workspace_of(tmp_path / "out") / manifest["quarantine"]).to_pylist()
+    aside = pq.read_table(workspace_of(tmp_path / "out") / manifest["quarantine"][0]).to_pylist()
     assert [(row["file"], row["line"]) for row in aside] == [(str(source), 5), (str(source), 72)]
     lines = source.read_bytes().split(b"\r\n")
     assert [row["raw"] for row in aside] == [lines[4], lines[71]]

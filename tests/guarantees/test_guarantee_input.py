@@ -117,7 +117,7 @@ def test_a_last_line_that_is_cut_off_is_quarantined_with_file_and_line(
     assert _dedup(command, source, out).code == 0
     manifest = check_balance(workspace_of(out), out)
     assert manifest["rows"]["in"] == 200
-    aside = pq.read_table(workspace_of(out) / manifest["quarantine"]).to_pylist()
+    aside = pq.read_table(workspace_of(out) / manifest["quarantine"][0]).to_pylist()
     assert [(row["file"], row["line"]) for row in aside] == [(str(source), 200)]
 
 

@@ -177,3 +177,34 @@ def test_once_equals_computing_all(numbers: list[int], size: int) -> None:
         assert found["a"].to_pylist() == [n * 7.5 for n in numbers]
         assert found["b"].to_pylist() == [[n * 7.5] * 2 for n in numbers]
         assert found.schema.names[2:] == [field.name for field in KEYS]
+
+
+def test_what_was_stored_in_portions_is_not_computed_again_after_a_stop(
+    tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = tmp_path / "corpus"
+    write(corpus / "a.parquet", TEXTS, rows_per_group=300)
+    monkeypatch.setattr(TextStats, "portion_bytes", 1000)
+    compute = TextStats.compute
+
+    def stops(self: TextStats, batch: pa.RecordBatch) -> pa.RecordBatch:
+        if len(computed) > 100:
+            raise KeyboardInterrupt
+        return compute(self, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TextStats, "compute", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run(corpus, workers=1)
+    before = len(computed)
+    assert 100 < before < 200
+    signals = tmp_path / "corpus.tamis" / "scores" / "text_stats"
+    assert len(list(signals.glob("*/*.parquet"))) > 3
+
+    found = run(corpus)
+    assert sorted(computed) == sorted(TEXTS)  # each once, over both runs
+    assert len(list(signals.glob("*/*.parquet"))) == 1  # the portions have gone
+    computed.clear()
+    monkeypatch.setattr(TextStats, "portion_bytes", None)
+    again = run(corpus, workspace=str(tmp_path / "whole"))
+    assert found == again

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
@@ -40,6 +41,15 @@ def count_reasons(decided: Decided) -> dict[str, int]:
         for name, count in zip(decided.drops.reasons, counts, strict=True)
         if count
     }
+
+
+def reasons_dropped(run: Run) -> dict[str, int]:
+    """Rows that all stages dropped, by reason."""
+    dropped: dict[str, int] = {}
+    for decided in run.decided:
+        if not decided.quarantined:
+            dropped.update(count_reasons(decided))
+    return dropped
 
 
 def _reason(stage: str, name: str) -> str:
@@ -112,12 +122,14 @@ def drops_in(run: Run, here: slice) -> pa.Table:
                     ),
                     **_partners(run, drops),
                     "similarity": pa.array(drops.similarity, from_pandas=True),
+                    "quarantined": np.full(len(drops.rows), decided.quarantined),
                 }
             )
         )
     if not parts:
         names_only = [f for f in DECISION if f.name in _DROP_COLUMNS]
-        return pa.schema([pa.field("position", pa.int64()), *names_only]).empty_table()
+        marked = pa.field("quarantined", pa.bool_())
+        return pa.schema([pa.field("position", pa.int64()), *names_only, marked]).empty_table()
     return pa.concat_tables(parts).sort_by("position").combine_chunks()
 
 
@@ -147,7 +159,8 @@ def _decisions_of(run: Run, shard: Shard, part: pa.Table) -> Iterator[Part]:
     absent[inside] = False
     taken = part.take(pa.array(at, mask=absent))
     unusable = run.rows.unusable[here]
-    action = np.where(unusable, 2, np.where(absent, 0, 1))
+    refused = np.asarray(pc.fill_null(taken["quarantined"], False))
+    action = np.where(unusable | refused, 2, np.where(absent, 0, 1))
     actions = pa.array(["keep", "drop", QUARANTINED]).take(pa.array(action))
     kept = (action == 0).astype(np.int32)
     columns = {
@@ -222,7 +235,7 @@ def stage_reports(run: Run) -> list[dict[str, Any]]:
         hide_credentials(report)
         if stage.stage in decided:
             found = decided[stage.stage]
-            report["dropped"] = count_reasons(found)
+            report["quarantined" if found.quarantined else "dropped"] = count_reasons(found)
             report["report"] = found.drops.report
             if stage.stage in lost:
                 report["groups_lost_later"] = lost[stage.stage]

@@ -3,7 +3,7 @@
 import pyarrow as pa
 from pydantic import ValidationError
 
-from tamis.recipe import Recipe
+from tamis.recipe import CONTENT_ROLES, Recipe
 from tamis.scoring.operator import REGISTRY, RowScorer, Scorer, Signal
 from tamis.selectors.selector import TableOperator
 from tamis.selectors.table import is_number
@@ -49,6 +49,12 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                 f"corpus.roles.text: expected a string column, found {column!r} of type {kind}",
                 where=where,
             )
+        if role in CONTENT_ROLES and not _is_text(kind) and not _is_chat(kind):
+            raise UserError(
+                f"corpus.roles.{role}: expected strings or lists of messages (`role` and "
+                f"`content`), found {column!r} of type {kind}",
+                where=where,
+            )
     if recipe.corpus.roles.domain is not None:
         _check_plain(schema, recipe.corpus.roles.domain, "corpus.roles.domain")
     identity = [recipe.corpus.roles.id] if recipe.corpus.roles.id else recipe.corpus.identity
@@ -66,14 +72,14 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
     kinds = dict(zip(schema.names, schema.types, strict=True))
     embedded: set[str] = set()
     for index, stage in enumerate(recipe.stages):
+        for name in sorted(stage.reads() - known):
+            raise UserError(
+                f"stages[{index}] ({stage.stage}) reads {name!r}, which is neither a column "
+                "nor a score of an earlier stage",
+                where=where,
+                mend=_who_gives(name) or f"known here: {', '.join(sorted(known))}",
+            )
         if isinstance(stage, TableOperator):
-            for name in sorted(stage.reads() - known):
-                raise UserError(
-                    f"stages[{index}] ({stage.stage}) reads {name!r}, which is neither a column "
-                    "nor a score of an earlier stage",
-                    where=where,
-                    mend=_who_gives(name) or f"known here: {', '.join(sorted(known))}",
-                )
             for name in sorted(stage.groups_by() & set(schema.names)):
                 _check_plain(schema, name, f"stages[{index}] ({stage.stage})")
             for name in sorted(stage.numbers() & set(schema.names)):
@@ -111,12 +117,18 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                 kinds[name] = stage.fields().field(name).type
                 if isinstance(stage, RowScorer):
                     embedded.add(name)
-    for name in recipe.output.add if recipe.output is not None else ():
+    for column, name in (recipe.output.added if recipe.output is not None else {}).items():
         if name in schema.names or name not in known:
             raise UserError(
                 f"output.add: {name!r} is no score of this recipe",
                 where=where,
                 mend=_who_gives(name) or f"scores: {', '.join(sorted(known - set(schema.names)))}",
+            )
+        if column in schema.names:
+            raise UserError(
+                f"output.add: the corpus has a column {column!r} already",
+                where=where,
+                mend="give the score another name, as in `add: {margin_of_policy: margin}`",
             )
 
 
@@ -132,6 +144,15 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     )
+
+
+def _is_chat(kind: pa.DataType) -> bool:
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    message = kind.value_type
+    if not pa.types.is_struct(message) or not {"role", "content"} <= set(message.names):
+        return False
+    return all(_is_text(message.field(name).type) for name in ("role", "content"))
 
 
 def _who_gives(name: str) -> str:
@@ -157,7 +178,7 @@ def missing_scorers(recipe: Recipe, columns: list[str]) -> list[str]:
     given = set(columns) | {
         n for s in recipe.stages if isinstance(s, Scorer) for n in s.fields().names
     }
-    read = {n for s in recipe.stages if isinstance(s, TableOperator) for n in s.reads()}
+    read = {name for stage in recipe.stages for name in stage.reads()}
     return [
         name
         for name, cls in sorted(REGISTRY.items())

@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tamis.flows.account import count_reasons, drops_in
+from tamis.flows.account import drops_in, reasons_dropped
 from tamis.flows.steps import Run
 from tamis.flows.what_if import Alternative, Past
 from tamis.scoring.evaluate import evaluate
@@ -287,10 +287,7 @@ def difference(past: Past, other: Alternative, changes: Mapping[str, Any]) -> Di
         for at, name in enumerate(sizes.domains):
             here = sizes.domain == at
             domains[name] = (sizes.sums(old.kept & here), sizes.sums(new.kept & here))
-    counts: tuple[dict[str, int], dict[str, int]] = ({}, {})
-    for found, run in zip(counts, (old, new), strict=True):
-        for decided in run.decided:
-            found.update(count_reasons(decided))
+    before, after = reasons_dropped(old), reasons_dropped(new)
     return Difference(
         changes=changes,
         rows_in=old.corpus.rows + old.corpus.unread_rows,
@@ -299,8 +296,8 @@ def difference(past: Past, other: Alternative, changes: Mapping[str, Any]) -> Di
         gained=sizes.sums(new.kept & ~old.kept),
         lost=sizes.sums(old.kept & ~new.kept),
         dropped={
-            name: (counts[0].get(name, 0), counts[1].get(name, 0))
-            for name in dict.fromkeys([*counts[0], *counts[1]])
+            name: (before.get(name, 0), after.get(name, 0))
+            for name in dict.fromkeys([*before, *after])
         },
         not_evaluated={stage: len(rows) for stage, rows in other.waiting.items()},
         domains=domains,

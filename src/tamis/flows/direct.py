@@ -18,10 +18,10 @@ from upath import UPath
 
 from tamis import __version__
 from tamis.flows.account import (
-    count_reasons,
     domain_counts,
     hide_credentials,
     ledger_counts,
+    reasons_dropped,
     stage_reports,
     write_ledger,
 )
@@ -128,7 +128,7 @@ def run_recipe(
     with watch_memory() as watch, locked(workspace):
         with clock.step("corpus"):
             run, bound = open_run(recipe, workspace, runner, report)
-            quarantine = set_aside(run)
+            set_aside(run)
         for stage in run.recipe.stages:
             with clock.step(stage.stage):
                 if isinstance(stage, RowScorer | TableScorer):
@@ -142,9 +142,7 @@ def run_recipe(
             with clock.step("dataset"):
                 entries = write_dataset(run, writer) if writer is not None else []
             manifest = _manifest(run, ledger, entries)
-            write_json(
-                workspace / WORKSPACE_MANIFEST, _with_places(run, manifest, ledger, quarantine)
-            )
+            write_json(workspace / WORKSPACE_MANIFEST, _with_places(run, manifest, ledger))
             watch.sample()
             ended = datetime.now(UTC)
             _note_run(workspace, manifest, started, ended, watch.peak, clock.seconds)
@@ -332,7 +330,7 @@ def open_run(recipe: Recipe, workspace: Place, runner: Runner, report: Progress)
         shards=corpus.keep(home / "orders"),
         folder=str(home / "ids"),
         identity=[roles.id] if roles.id else part.identity or corpus.schema.names,
-        required=[roles.text] if roles.text else [],
+        required=roles.required(),
     )
     rows = identify(
         corpus,
@@ -347,9 +345,7 @@ def open_run(recipe: Recipe, workspace: Place, runner: Runner, report: Progress)
     return run, bound
 
 
-def _with_places(
-    run: Run, manifest: dict[str, Any], ledger: list[Place], quarantine: Place | None
-) -> dict[str, Any]:
+def _with_places(run: Run, manifest: dict[str, Any], ledger: list[Place]) -> dict[str, Any]:
     """The manifest with what the catalog needs: where shards and sidecars lie."""
 
     home = absolute(run.workspace)
@@ -385,7 +381,7 @@ def _with_places(
             for stage, found in run.signals.items()
         },
         "edges": {d.stage: inside(d.edges) for d in run.decided if d.edges},
-        "quarantine": inside(quarantine) if quarantine else None,
+        "quarantine": [inside(path) for path in run.quarantine],
     }
 
 
@@ -398,9 +394,7 @@ def _manifest(run: Run, ledger: list[Place], entries: list[OutputFile]) -> dict[
     counts = ledger_counts(ledger)
     kept = counts.get("keep", 0)
     quarantined = counts.get(QUARANTINED, 0) + run.corpus.unread_rows
-    dropped: dict[str, int] = {}
-    for decided in run.decided:
-        dropped.update(count_reasons(decided))
+    dropped = reasons_dropped(run)
     written = sum(entry.rows for entry in entries)
     corpus = run.corpus
     balance = Balance(corpus.rows + corpus.unread_rows, kept, dropped, quarantined, written)

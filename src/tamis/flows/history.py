@@ -202,7 +202,7 @@ def _rewriters(recipe: Recipe, stage: Resemblance, home: Place) -> list[RowScore
     for scorer in before:
         if not isinstance(scorer, Scorer) or "text" not in scorer.rewrites():
             continue
-        if not isinstance(scorer, RowScorer) or scorer.roles != ("text",):
+        if not isinstance(scorer, RowScorer) or _inputs(scorer) != {"text"}:
             raise UserError(
                 f"the run compared texts that {scorer.stage} had rewritten by more than the text "
                 "itself, such as other rows; that cannot be done to a text asked about",
@@ -211,6 +211,10 @@ def _rewriters(recipe: Recipe, stage: Resemblance, home: Place) -> list[RowScore
             )
         found.append(scorer)
     return found
+
+
+def _inputs(scorer: RowScorer) -> set[str]:
+    return {*scorer.used_roles(), *scorer.reads()}
 
 
 def _corpus(manifest: dict[str, Any], home: Place) -> Corpus:
@@ -272,9 +276,8 @@ def _rows(
         here = slice(int(start[shard.index]), int(start[shard.index + 1]))
         id_hi[here], id_lo[here] = found["id_hi"].to_numpy(), found["id_lo"].to_numpy()
         copy[here] = found["copy"].to_numpy()
-        lost = pc.or_(
-            pc.equal(found["action"], QUARANTINED), pc.is_in(found["stage"], value_set=earlier)
-        )
+        unusable = pc.and_(pc.equal(found["action"], QUARANTINED), pc.is_null(found["stage"]))
+        lost = pc.or_(unusable, pc.is_in(found["stage"], value_set=earlier))
         kept[here] = ~np.asarray(lost)
 
     in_threads(read, corpus.shards, workers)

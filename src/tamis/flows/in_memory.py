@@ -20,7 +20,7 @@ def score_frame(
         raise UserError(f"{operator}: {error.errors()[0]['msg']}") from error
     table = as_arrow(frame)
     columns = []
-    for role in scorer.roles:
+    for role in scorer.used_roles():
         name = roles.get(role, role)
         if name not in table.column_names:
             raise UserError(
@@ -30,10 +30,18 @@ def score_frame(
         if table[name].null_count:
             raise UserError(f"column {name!r} has {table[name].null_count} nulls")
         columns.append(table[name])
-    unknown = set(roles) - set(scorer.roles)
+    unknown = set(roles) - set(scorer.used_roles())
     if unknown:
         raise UserError(f"{operator} has no role {sorted(unknown)[0]!r}")
-    read = pa.table(columns, names=list(scorer.roles))
+    others = sorted(scorer.reads())
+    for name in others:
+        if name not in table.column_names:
+            raise UserError(
+                f"{operator} reads {name!r}, and there is no such column",
+                mend=f"the table has {', '.join(table.column_names)}",
+            )
+        columns.append(table[name])
+    read = pa.table(columns, names=[*scorer.used_roles(), *others])
     parts = [scorer.compute(batch) for batch in read.to_batches()]
     found = pl.from_arrow(pa.Table.from_batches(parts, schema=scorer.fields()))
     assert isinstance(found, pl.DataFrame)

@@ -1,6 +1,7 @@
 """The steps of a run, each of which can be called again and does only what is missing."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,14 +27,18 @@ from tamis.storage.files import digest_of, whole_file
 from tamis.storage.ingest import UNREAD
 from tamis.storage.ledger import OUTSIDE, RULES, Drops
 from tamis.storage.places import Place, kind_of, parquet_file, place_errors, shown
-from tamis.storage.rows import Rows, bad_rows, examples_of
+from tamis.storage.rows import Rows, bad_rows, examples_of, rows_of
 from tamis.storage.tasks import Done, Runner
 from tamis.storage.write import OutputFile, dataset_schema
 
 
 @dataclass
 class Decided:
-    """One selector's drops, in corpus positions, and where they are stored."""
+    """One stage's drops, in corpus positions, and where they are stored.
+
+    Attributes:
+        quarantined: whether they are rows that a scorer could not score, not rows it is done with.
+    """
 
     stage: str
     operator: str
@@ -41,6 +46,11 @@ class Decided:
     path: Place
     edges: Place | None
     step: str
+    quarantined: bool = False
+
+    def reasons(self) -> list[str]:
+        """Of every row dropped."""
+        return [self.drops.reasons[index] for index in self.drops.reason]
 
 
 @dataclass
@@ -50,6 +60,7 @@ class Run:
     Attributes:
         signed: by `signal_key`, the rows that the first stage to ask a signal asked it of.
         signals: by selector, where the signals that it asked for lie.
+        quarantine: files of rows that cannot be used.
     """
 
     recipe: Recipe
@@ -66,6 +77,7 @@ class Run:
     decided: list[Decided] = field(default_factory=list)
     signed: dict[str, Mask] = field(default_factory=dict)
     signals: dict[str, list[Evaluated]] = field(default_factory=dict)
+    quarantine: list[Place] = field(default_factory=list)
 
     @property
     def rewritten(self) -> dict[str, Source]:
@@ -77,29 +89,43 @@ class Run:
             if isinstance(source, Beside)
         }
 
+    def source(self, name: str) -> Source:
+        """Where a score or a column of the corpus lies."""
+        if name in self.scores:
+            return self.scores[name].column(name)
+        return self.rewritten.get(name, name)
+
     def advance(self, name: str) -> Done:
         """A callback that reports the rows of every shard that is done."""
         return self.corpus.advance(name, self.progress)
 
 
-def set_aside(run: Run) -> Place | None:
+def set_aside(run: Run) -> None:
     """Write the rows that cannot be used into ``quarantine/``.
 
     Raises:
         RunError: if they are more than the recipe allows; shows the first few.
     """
     corpus = run.corpus
-    bad = int(run.rows.unusable.sum()) + corpus.unread_rows
-    if bad == 0:
-        return None
-    total = corpus.rows + corpus.unread_rows
-    step = digest_of([shard.digest for shard in corpus.shards] + [p.name for p in corpus.unread])
-    path = run.workspace / "quarantine" / f"{step[:16]}.parquet"
+    if run.rows.unusable.any() or corpus.unread_rows:
+        step = digest_of(
+            [shard.digest for shard in corpus.shards] + [p.name for p in corpus.unread]
+        )
+        bad = bad_rows(corpus, run.rows, run.recipe.corpus.roles.required())
+        _quarantine(run, f"{step[:16]}.parquet", bad)
+
+
+def _quarantine(run: Run, name: str, rows: Iterable[pa.Table]) -> Place:
+    path = run.workspace / "quarantine" / name
     first: list[dict[str, Any]] = []
     with whole_file(path) as temporary, pq.ParquetWriter(temporary, UNREAD) as out:
-        for table in bad_rows(corpus, run.rows, run.recipe.corpus.roles.text):
+        for table in rows:
             out.write_table(table)
             first += table.slice(0, 3 - len(first)).to_pylist()
+    run.quarantine.append(path)
+    total = run.corpus.rows + run.corpus.unread_rows
+    bad = int(run.rows.unusable.sum()) + run.corpus.unread_rows
+    bad += sum(len(found.drops.rows) for found in run.decided if found.quarantined)
     if bad > run.recipe.max_quarantine * total:
         raise RunError(
             f"{bad:,} of {total:,} rows are bad, more than max_quarantine = "
@@ -121,15 +147,47 @@ def score(run: Run, stage: RowScorer | TableScorer) -> None:
             stage,
             run.corpus,
             run.kept,
-            run.columns,
+            {**{name: run.source(name) for name in stage.reads()}, **run.columns},
             run.workspace,
             "signals" if isinstance(stage, Signal) else "scores",
             run.runner,
             run.advance(stage.stage),
         )
+    use(run, evaluated)
+    refused = refuse(run, evaluated)
+    if refused is not None:
+        rows = rows_of(run.corpus, run.rows, refused.drops.rows, refused.reasons())
+        _quarantine(run, refused.path.name, rows)
+
+
+def use(run: Run, evaluated: Evaluated) -> None:
+    """Let later stages read the scores of a stage, and the text it rewrites."""
+    stage = evaluated.operator
     run.evaluated[stage.stage] = evaluated
     run.scores.update(dict.fromkeys(stage.fields().names, evaluated))
     run.columns.update({role: evaluated.column(field) for role, field in stage.rewrites().items()})
+
+
+def refuse(run: Run, evaluated: Evaluated) -> Decided | None:
+    """Leave out the rows that a scorer could not score; None if there are none."""
+    stage = evaluated.operator
+    name = stage.refused()
+    if name is None:
+        return None
+    reasons = table_of(run).column(name)
+    refused = np.flatnonzero(np.asarray(reasons.is_valid()))
+    if not len(refused):
+        return None
+    named = reasons.take(pa.array(refused)).combine_chunks().dictionary_encode()
+    drops = Drops.of(np.flatnonzero(run.kept)[refused], "")
+    drops.reasons = named.dictionary.to_pylist()
+    drops.reason = np.asarray(named.indices, np.int32)
+    step = digest_of([stage.stage, *evaluated.steps])
+    path = run.workspace / "quarantine" / f"{stage.stage}-{step[:16]}.parquet"
+    decided = Decided(stage.stage, stage.operator, drops, path, None, step, quarantined=True)
+    run.kept[drops.rows] = False
+    run.decided.append(decided)
+    return decided
 
 
 def select(run: Run, stage: Selector) -> None:
@@ -170,7 +228,7 @@ def step_of(run: Run, stage: TableOperator) -> str:
     return digest_of(
         [
             stage.key_parts(),
-            {role: _key(run, run.columns[role]) for role in stage.roles},
+            {role: _key(run, run.columns[role]) for role in stage.used_roles()},
             [shard.digest for shard in run.corpus.shards],
             [(name, run.scores[name].steps) for name in read if name in run.scores],
             *[_key(run, run.rewritten[name]) for name in read if name in run.rewritten],
@@ -307,10 +365,10 @@ def write_dataset(run: Run, writer: DatasetWriter) -> list[OutputFile]:
     assert run.recipe.output is not None
     beside = {name: s for name, s in run.rewritten.items() if isinstance(s, Beside)}
     added = {}
-    for name in run.recipe.output.add:
+    for column, name in run.recipe.output.added.items():
         evaluated = run.scores[name]
-        beside[name] = evaluated.column(name)
-        added[name] = evaluated.operator.fields().field(name)
+        beside[column] = evaluated.column(name)
+        added[column] = evaluated.operator.fields().field(name).with_name(column)
     return writer.write(
         run.corpus,
         keep_mask(run.kept, run.workspace / "orders"),

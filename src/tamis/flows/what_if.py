@@ -16,7 +16,17 @@ import yaml
 from tamis.flows.checks import check_columns
 from tamis.flows.direct import open_run
 from tamis.flows.earlier import stored_pairs
-from tamis.flows.steps import Decided, Run, decide, score, select, step_of, table_of
+from tamis.flows.steps import (
+    Decided,
+    Run,
+    decide,
+    refuse,
+    score,
+    select,
+    step_of,
+    table_of,
+    use,
+)
 from tamis.recipe import Recipe, check_recipe
 from tamis.scoring.evaluate import Evaluated, evaluate, located, rows_missing
 from tamis.scoring.operator import RowScorer
@@ -284,15 +294,16 @@ def alternative(past: Past, changes: Changes, evaluate_more: bool = False) -> Al
         elif evaluate_more:
             score(run, stage)
         elif isinstance(stage, TableScorer):
-            _use(run, stage, _score_again(found, past, stage))
+            _use(run, _score_again(found, past, stage))
         else:
-            _use(run, stage, _stored_scores(found, past, stage))
+            _use(run, _stored_scores(found, past, stage))
     return found
 
 
 def _stored_scores(found: Alternative, past: Past, stage: RowScorer) -> Evaluated:
     """A row scorer's results as they are; rows that it has not seen wait."""
-    if any(found.run.columns[role] != past.columns[stage.stage][role] for role in stage.roles):
+    roles = stage.used_roles()
+    if any(found.run.columns[role] != past.columns[stage.stage][role] for role in roles):
         raise UserError(
             f"{stage.stage} reads a text that another stage would rewrite differently",
             mend="--evaluate computes it anew",
@@ -350,7 +361,6 @@ def _wait(found: Alternative, past: Past, stage: str) -> None:
         found.run.kept[unseen] = False
 
 
-def _use(run: Run, stage: RowScorer | TableScorer, evaluated: Evaluated) -> None:
-    run.evaluated[stage.stage] = evaluated
-    run.scores.update(dict.fromkeys(stage.fields().names, evaluated))
-    run.columns.update({role: evaluated.column(name) for role, name in stage.rewrites().items()})
+def _use(run: Run, evaluated: Evaluated) -> None:
+    use(run, evaluated)
+    refuse(run, evaluated)

@@ -10,7 +10,16 @@ import pyarrow as pa
 import xxhash
 
 from tamis.scoring.operator import RowScorer, Scorer, operator_class
-from tamis.scoring.reuse import KEYS, Once, content_keys, keep_known, known_rows
+from tamis.scoring.reuse import (
+    KEYS,
+    Once,
+    Store,
+    content_keys,
+    keep_known,
+    known_rows,
+    remove_portions,
+    store_portion,
+)
 from tamis.storage.columns import (
     Beside,
     Mask,
@@ -141,10 +150,15 @@ class Evaluate(Task):
         columns = scorer.fields()
         if scorer.costly:
             columns = pa.schema([*columns, *KEYS])
-            compute = partial(_compute_once, scorer, shard, seen, self.read, self.known)
+            store = None
+            if scorer.portion_bytes is not None:
+                store = partial(store_portion, path, scorer.portion_bytes)
+            compute = partial(_compute_once, scorer, shard, seen, self.read, self.known, store)
         else:
             compute = partial(_compute, scorer, shard, seen, self.read)
         sidecar_once(path, shard, step, columns, compute)
+        if scorer.portion_bytes is not None:
+            remove_portions(path)
         return [str(path), step]
 
 
@@ -163,7 +177,7 @@ def evaluate(
 
     Args:
         kept: bool over all rows of the corpus.
-        columns: where the values of every role come from.
+        columns: where the values of every role, and of what it reads beside, come from.
         room: folder of the workspace that its sidecars lie in.
         done: called with every shard that is done.
         orders: folder of what workers are told; the workspace's own if not given.
@@ -222,7 +236,7 @@ def _task(
         operator=operator.model_dump(mode="json"),
         shards=corpus.keep(orders),
         kept=keep_mask(kept, orders),
-        read={role: columns[role] for role in operator.roles},
+        read={name: columns[name] for name in (*operator.used_roles(), *sorted(operator.reads()))},
         folder=str(folder),
     )
 
@@ -235,9 +249,15 @@ def _compute(
 
 
 def _compute_once(
-    operator: RowScorer, shard: Shard, seen: Mask, read: Mapping[str, Source], known: str | None
+    operator: RowScorer,
+    shard: Shard,
+    seen: Mask,
+    read: Mapping[str, Source],
+    known: str | None,
+    store: Store | None,
 ) -> Iterator[Part]:
     keys = content_keys(read_columns(shard, read, seen))
-    once = Once(operator.compute, operator.fields(), keys, known_rows(known) if known else None)
+    found = known_rows(known) if known else None
+    once = Once(operator.compute, operator.fields(), keys, found, store)
     for rows, batch in read_columns(shard, read, seen):
         yield rows, once.next(batch)

@@ -45,6 +45,14 @@ class Operator(BaseModel):
         if field is not None and field.default:
             REGISTRY[field.default] = cls
 
+    def used_roles(self) -> tuple[str, ...]:
+        """Those of `roles` that it reads with these parameters."""
+        return self.roles
+
+    def reads(self) -> set[str]:
+        """Names of the scores and columns that it reads beside its roles."""
+        return set()
+
     def resolve(self, workspace: Place) -> Self:
         """This operator with what decides its output and lies outside its parameters filled in.
 
@@ -71,6 +79,13 @@ class Scorer(Operator):
         """Role to the field that holds its new text for later stages and the dataset."""
         return {}
 
+    def refused(self) -> str | None:
+        """The field, of strings, that says of a row why it cannot be scored; null where it can.
+
+        A run puts such rows in quarantine.
+        """
+        return None
+
 
 class RowScorer(Scorer):
     """One Arrow batch in, one batch of score columns out; no state between batches."""
@@ -78,13 +93,19 @@ class RowScorer(Scorer):
     kind: ClassVar[str] = "row scorer"
     #: Whether results are found again by content rather than computed twice; see `reuse`.
     costly: ClassVar[bool] = False
+    #: Bytes of input after which the results of a costly operator are stored, whatever is left of
+    #: the shard; None stores shards whole.
+    portion_bytes: ClassVar[int | None] = None
 
     def memory(self) -> int:
         """Resident bytes of what it loads, such as a model, once for all workers."""
         return 0
 
     def compute(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Scores of a batch whose columns are named by role; as many rows, in the same order."""
+        """Scores of a batch: as many rows, in the same order.
+
+        Its columns are the roles of `used_roles`, and what `reads` names.
+        """
         raise NotImplementedError
 
 

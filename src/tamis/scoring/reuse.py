@@ -2,7 +2,9 @@
 
 A sidecar of a costly operator also holds the content key of every row, the hash of exactly the
 bytes that were read. Where a shard's own sidecar is missing, rows are looked up in the finished
-sidecars of the same operator, whatever shard or run they are of.
+sidecars of the same operator, whatever shard or run they are of. Where a shard takes long, its
+results are stored in portions beside the sidecar to be, so that a run that was killed goes on from
+the last of them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
 
 from tamis.storage.errors import TamisError
 from tamis.storage.files import keep_json, kept_json, whole_file
@@ -141,6 +145,43 @@ def _stored_keys(path: Place, columns: pa.Schema) -> pa.Table:
         return none
 
 
+Compute = Callable[[pa.RecordBatch], pa.RecordBatch]
+#: Computes a batch of rows with these content keys, and stores what comes of it.
+Store = Callable[[pa.RecordBatch, Compute, Hashes], pa.RecordBatch]
+
+
+def store_portion(
+    sidecar: Place, portion_bytes: int, batch: pa.RecordBatch, compute: Compute, keys: Hashes
+) -> pa.RecordBatch:
+    """Compute a batch in portions of about so many bytes, each stored when it is done.
+
+    Args:
+        sidecar: that the results will go into; the portions lie beside it.
+        keys: content keys of the batch's rows.
+    """
+    rows = max(1, batch.num_rows * portion_bytes // max(1, batch.nbytes))
+    parts = []
+    for begin in range(0, batch.num_rows, rows):
+        here = slice(begin, begin + rows)
+        made = compute(batch.slice(begin, rows))
+        parts.append(made)
+        halves = [pa.array(half[here]) for half in keys]
+        schema = pa.schema([*made.schema, *KEYS])
+        name = xxhash.xxh3_64_hexdigest(b"".join(half[here].tobytes() for half in keys))
+        path = sidecar.with_name(f"{sidecar.stem}.{name}.parquet")
+        with whole_file(path) as temporary:
+            pq.write_table(pa.table([*made.columns, *halves], schema=schema), temporary)
+    return pa.concat_batches(parts)
+
+
+def remove_portions(sidecar: Place) -> None:
+    """Remove the portions of a sidecar that is finished and so holds them."""
+    with place_errors(sidecar):
+        for path in sidecar.parent.iterdir():
+            if path.name.startswith(f"{sidecar.stem}.") and path.name != sidecar.name:
+                path.unlink(missing_ok=True)
+
+
 class Once:
     """Computes the rows of a shard, each content once, and takes what is known already.
 
@@ -148,16 +189,19 @@ class Once:
         compute: gives the results of a batch.
         columns: what it gives.
         keys: content keys of all the rows that will come.
+        store: computes a batch and stores the results on the way; plain `compute` if not given.
     """
 
     def __init__(
         self,
-        compute: Callable[[pa.RecordBatch], pa.RecordBatch],
+        compute: Compute,
         columns: pa.Schema,
         keys: Hashes,
         known: Known | None,
+        store: Store | None = None,
     ) -> None:
         self._compute = compute
+        self._store = store
         self._columns = columns
         self._keys = keys
         self._known = known
@@ -194,7 +238,7 @@ class Once:
         # A row whose first was taken from a sidecar that is gone by now counts as new.
         fresh = ~known & ~held & ((first == index) | (first < index[:1]))
         if fresh.any():
-            made = self._compute(batch.filter(pa.array(fresh)))
+            made = self._made(batch.filter(pa.array(fresh)), index[fresh])
             parts.append(made)
             place[fresh] = total + np.arange(made.num_rows)
             self._hold(made, index[fresh])
@@ -204,6 +248,13 @@ class Once:
         values = whole.combine_chunks().to_batches()[0].columns
         keys = [pa.array(half[index]) for half in self._keys]
         return pa.record_batch([*values, *keys], schema=pa.schema([*self._columns, *KEYS]))
+
+    def _made(self, batch: pa.RecordBatch, index: Int64s) -> pa.RecordBatch:
+        """Results of rows of the shard that nobody has computed."""
+        if self._store is None:
+            return self._compute(batch)
+        keys = Hashes(self._keys.high[index], self._keys.low[index])
+        return self._store(batch, self._compute, keys)
 
     def _stored(self, entries: Int64s) -> pa.RecordBatch | None:
         """Results from other sidecars; None if one of them has gone or is broken."""

@@ -206,7 +206,7 @@ class Table:
 
 def signal_key(operator: RowScorer, columns: Mapping[str, Source]) -> str:
     """What decides the values of a signal, but for the rows that it is computed for."""
-    read = [columns[role] for role in operator.roles]
+    read = [columns[role] for role in operator.used_roles()]
     return digest_of(
         [operator.key_parts(), [s if isinstance(s, str) else s.model_dump() for s in read]]
     )

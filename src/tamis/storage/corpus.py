@@ -147,13 +147,13 @@ class Shard:
         )
 
     def may_be_null(self, column: str) -> bool:
-        """Whether a flat column may hold nulls, as far as the file's footer tells."""
+        """Whether a column may hold nulls, as far as the file's footer tells."""
         footer = self.footer
         for g in self.groups:
             group = footer.row_group(g)
             for c in range(group.num_columns):
                 found = group.column(c)
-                if found.path_in_schema == column:
+                if f"{found.path_in_schema}.".startswith(f"{column}."):
                     known = found.is_stats_set and found.statistics.has_null_count
                     if not known or found.statistics.null_count:
                         return True

@@ -1,6 +1,6 @@
 """Who is who: row ids, copies, and the rows that cannot be used."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -61,26 +61,45 @@ class Rows:
         return slice(int(self.start[shard.index]), int(self.start[shard.index + 1]))
 
 
-def bad_rows(corpus: Corpus, rows: Rows, column: str | None) -> Iterator[pa.Table]:
+def bad_rows(corpus: Corpus, rows: Rows, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Lines that no shard holds, then rows without text, file by file (schema `ingest.UNREAD`).
 
     Args:
-        column: that must not be null.
+        columns: that must not be null.
     """
     for unread in corpus.unread:
         with place_errors(unread), parquet_file(unread) as file:
             yield file.read()
-    reason = f"column {column!r}: expected a text, found null"
     for shard in corpus.shards:
-        here = rows.of(shard)
-        bad = np.flatnonzero(rows.unusable[here])
+        bad = np.flatnonzero(rows.unusable[rows.of(shard)])
         if len(bad):
+            values = shard.table(columns).take(pa.array(bad))
+            empty = np.array([np.asarray(values[name].is_null()) for name in columns])
+            first = empty.argmax(axis=0)
+            reasons = [f"column {columns[at]!r}: expected a text, found null" for at in first]
+            yield from rows_of(corpus, rows, rows.start[shard.index] + bad, reasons)
+
+
+def rows_of(
+    corpus: Corpus, rows: Rows, positions: Int64s, reasons: Sequence[str]
+) -> Iterator[pa.Table]:
+    """Rows of the corpus as quarantine lists them, shard by shard (schema `ingest.UNREAD`).
+
+    Args:
+        positions: ascending.
+        reasons: of each of them.
+    """
+    cuts = np.searchsorted(positions, rows.start)
+    for shard in corpus.shards:
+        mine = slice(int(cuts[shard.index]), int(cuts[shard.index + 1]))
+        here = positions[mine]
+        if len(here):
             columns = {
-                "file": pa.array([shard.source] * len(bad)),
-                "line": pa.array(lines_of(shard, bad)),
-                "row_id": pa.array(hex_ids(rows.id_hi[here][bad], rows.id_lo[here][bad])),
-                "reason": pa.array([reason] * len(bad)),
-                "raw": pa.nulls(len(bad), pa.binary()),
+                "file": pa.array([shard.source] * len(here)),
+                "line": pa.array(lines_of(shard, here - rows.start[shard.index])),
+                "row_id": pa.array(hex_ids(rows.id_hi[here], rows.id_lo[here])),
+                "reason": pa.array(reasons[mine]),
+                "raw": pa.nulls(len(here), pa.binary()),
             }
             yield pa.table(columns, schema=UNREAD)
 
