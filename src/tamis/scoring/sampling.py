@@ -49,7 +49,7 @@ def uniforms(keys: UInt64s, step: int) -> npt.NDArray[np.float64]:
     z = (z ^ (z >> np.uint64(30))) * _MIX[0]
     z = (z ^ (z >> np.uint64(27))) * _MIX[1]
     z ^= z >> np.uint64(31)
-    return (z >> np.uint64(11)) * 2.0**-53
+    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def draw(logits: Any, uniform: Any, temperature: float, top_p: float) -> Any:
@@ -102,7 +102,7 @@ class Sampler:
         self._ends = sorted({*ends, tokenizer.eos_token_id} - {None})
         fills = [tokenizer.pad_token_id, *self._ends, 0]
         self._fill = next(token for token in fills if token is not None)
-        model.generation_config = GenerationConfig(
+        model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
             eos_token_id=self._ends or None, pad_token_id=self._fill
         )
 

@@ -12,6 +12,11 @@ def is_plain_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
+def can_hold_id(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold an id that is a hash."""
+    return is_plain_text(kind) or kind in (pa.int64(), pa.uint64())
+
+
 def answers(texts: pa.Array, kind: pa.DataType) -> pa.Array:
     """Texts as values of a column's type: as they are, or as a message of the assistant.
 
