@@ -401,7 +401,7 @@ def _with_places(
         **{
             view: {
                 name: {
-                    "columns": found.operator.fields().names,
+                    "columns": {n: found.stored(n) for n in found.operator.fields().names},
                     "files": [inside(path) for path in found.paths],
                     "steps": list(found.steps),
                 }

@@ -173,7 +173,10 @@ def _scores(workspace: Place, manifest: dict[str, Any], view: str) -> str:
         if not found["files"]:
             columns += "".join(f", NULL AS {_name(name)}" for name in found["columns"])
             continue
-        columns += "".join(f", {alias}.{_name(name)}" for name in found["columns"])
+        columns += "".join(
+            f", {alias}.{_name(stored)} AS {_name(name)}"
+            for name, stored in found["columns"].items()
+        )
         files = [str(workspace / name) for name in found["files"]]
         joins += f" LEFT JOIN {_parquet(files)} {alias} ON {alias}.shard = d.digest"
         joins += f" AND {alias}.row = d.row"
