@@ -1,64 +1,103 @@
-"""Language models of a few thousand random weights, which any processor runs in no time."""
+"""Language models small enough to be made in a test: random weights, tokenizers of their own."""
 
 from pathlib import Path
 from typing import Any
 
-_TEMPLATE = (
-    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{{ eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+from tests.conftest import make_texts
+
+#: As ChatML, which Qwen and others use.
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
+    " + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-_TURNS = ["<|user|>", "<|assistant|>", "<|system|>"]
+#: As Llama's: it begins with a BOS, trims, and refuses two messages of one role in a row.
+INST = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] | trim + ' [/INST]' }}"
+    "{% else %}{{ ' ' + message['content'] | trim + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 
 
-def tiny_tokenizer() -> Any:
-    """Bytes and a few merges, an end-of-text token and a chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def save_tokenizer(folder: Path, kind: str, **changes: Any) -> Any:
+    """A byte-level BPE as GPT-2 and Qwen have it (`gpt2`, `qwen2`), or one of pieces with a BOS as
+    Llama has it (`llama`)."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers.trainers import BpeTrainer
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<s>", "</s>", *_TURNS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["the name of the row, say the names of all rows"] * 3, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<s>",
-        extra_special_tokens=_TURNS,
-        chat_template=_TEMPLATE,
-    )
+    texts = [*make_texts(200), "Human: Who? Assistant: I.\n\n", "漢字とかな 👩‍👩‍👧", CHATML, INST]
+    common: dict[str, Any] = {"vocab_size": 500, "show_progress": False}
+    if kind == "llama":
+        made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+        made.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+        pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+        common["vocab_size"] = 700
+        made.train_from_iterator(texts, BpeTrainer(special_tokens=pieces, **common))
+        made.decoder = decoders.Sequence(
+            [
+                decoders.Replace("▁", " "),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+                decoders.Strip(" ", 1, 0),
+            ]
+        )
+        made.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", made.token_to_id("<s>"))]
+        )
+        tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        template = INST
+    else:
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = BpeTrainer(special_tokens=special, initial_alphabet=alphabet, **common)
+        made.train_from_iterator(texts, trainer)
+        end = "<|im_end|>" if kind == "qwen2" else "<|endoftext|>"
+        tokens = {"eos_token": end}
+        if kind == "gpt2":
+            tokens["bos_token"] = end
+        template = CHATML
+    found = PreTrainedTokenizerFast(tokenizer_object=made, **{**tokens, **changes})
+    found.chat_template = template
+    found.save_pretrained(folder)
+    return found
 
 
-def save_tiny_model(folder: Path, seed: int = 0, spread: float = 0.3) -> Path:
-    """A Llama with random weights and its tokenizer, as `save_pretrained` writes them.
+def save_model(folder: Path, kind: str = "llama", seed: int = 0, **changes: Any) -> Path:
+    """A folder with model and tokenizer, of weights that tell tokens well apart.
 
     Args:
-        spread: of the weights; the larger, the surer it is of the next token.
+        kind: `llama`, `qwen2`, `qwen3` or `gpt2`.
+        changes: to the configuration.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
 
-    tokenizer = tiny_tokenizer()
+    tokenizer = save_tokenizer(folder, "llama" if kind == "llama" else kind[:5])
+    names = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "gpt2": "GPT2"}
+    tail = "LMHeadModel" if kind == "gpt2" else "ForCausalLM"
+    sizes: dict[str, Any] = {**SIZES, "vocab_size": len(tokenizer), "max_position_embeddings": 256}
+    if kind != "gpt2":
+        sizes |= {"num_key_value_heads": 2}
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = getattr(transformers, f"{names[kind]}Config")(**{**sizes, **ids, **changes})
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        initializer_range=spread,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    model = getattr(transformers, f"{names[kind]}{tail}")(config)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
     return folder

@@ -34,6 +34,7 @@ from tamis.scoring import (  # noqa: F401
     gopher_quality,
     gopher_repetition,
     language,
+    logprobs,
     minhash,
     ngram_index,
     pii,

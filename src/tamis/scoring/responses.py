@@ -1,6 +1,5 @@
 """Answers to prompts, sampled from a language model and scored under two."""
 
-import copy
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, Self
@@ -10,7 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from tamis.scoring.logprobs import Logprobs, load
+from tamis.scoring.completions import load_tokenizer
+from tamis.scoring.language_files import find_language_model
+from tamis.scoring.language_model import LanguageModel, context_length
+from tamis.scoring.logprobs import Logprobs
+from tamis.scoring.model_files import ModelFiles
 from tamis.scoring.operator import Signal
 from tamis.scoring.sampling import Sampler
 from tamis.storage.hashing import hash_batch
@@ -103,7 +106,7 @@ class Responses(Signal):
 
     def compute(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         prompts = batch["prompt"]
-        sampler = sampler_of(self.policy.model)
+        sampler = self._sampler()
         read = sampler.read(prompts.to_pylist(), self.max_new_tokens)
         refused = pa.array([r if isinstance(r, str) else None for r in read], pa.string())
         answered = np.flatnonzero(np.asarray(refused.is_null()))
@@ -126,6 +129,11 @@ class Responses(Signal):
             for values in (texts, ended, *logps)
         ]
         return pa.record_batch([*lists, refused], schema=self.fields())
+
+    def _sampler(self) -> Sampler:
+        files = find_language_model(self.policy.model, self.policy.revision)
+        context = context_length(files, self.policy.max_tokens)
+        return _sampler(self.policy.loaded(), files, context)
 
     def _keys(self, prompts: pa.Array) -> UInt64s:
         """Of every answer to every prompt, a row each: from content, number and seed."""
@@ -177,11 +185,7 @@ def _scored(
     return found
 
 
-@lru_cache(maxsize=2)
-def sampler_of(stage: str) -> Sampler:
-    """The model of a stage, as it answers; its weights are those that it scores with."""
-    model, tokenizer = load(stage)
-    shared = {id(part): part for part in (*model.parameters(), *model.buffers())}
-    own = copy.deepcopy(model, memo=shared)
-    own.set_attn_implementation("sdpa")
-    return Sampler(own, tokenizer, own.config.max_position_embeddings)
+@lru_cache(maxsize=1)
+def _sampler(model: LanguageModel, files: ModelFiles, context: int) -> Sampler:
+    """A loaded model as it answers; its weights are those that it scores with."""
+    return Sampler(model.unpacked(), load_tokenizer(files), context)
