@@ -154,7 +154,7 @@ class SeraBootstrap(Generator):
         for shard in table.corpus.shards:
             inside = table.kept[table.rows.of(shard)]
             for batch in made.of_shard(shard.index, columns, inside):
-                parts.append(self._pairs(batch))
+                parts.append(self.pairs(batch))
                 counts.append(_no_use(batch, self.samples))
                 high.append(batch[KEYS[0].name].to_numpy())
                 low.append(batch[KEYS[1].name].to_numpy())
@@ -196,7 +196,7 @@ class SeraBootstrap(Generator):
         )
 
     def texts(self, made: pa.RecordBatch) -> dict[str, pa.Array]:
-        pairs = self._pairs(made)
+        pairs = self.pairs(made)
         said = made[0].flatten()
         begin = np.asarray(made[0].offsets, np.int64)[:-1] - made[0].offsets[0].as_py()
         return {
@@ -204,7 +204,7 @@ class SeraBootstrap(Generator):
             "rejected": said.take(pa.array(begin + pairs.worst)),
         }
 
-    def _pairs(self, made: pa.RecordBatch) -> Pairs:
+    def pairs(self, made: pa.RecordBatch) -> Pairs:
         """Best and worst of the answers of a batch of `responses`."""
         texts, ended, policy, reference, refused = made.columns[:5]
         answered = np.asarray(refused.is_null())
