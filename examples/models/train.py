@@ -121,7 +121,9 @@ class Texts:
         end = [tokenizer.eos_token_id]
         self.prompts = encode(frame["prompt"].to_list())
         self.answers = [[a + end for a in encode(frame[name].to_list())] for name in answers]
-        self.lengths = [len(p) + sum(map(len, a)) for p, *a in zip(self.prompts, *self.answers, strict=True)]
+        self.lengths = [
+            len(p) + sum(map(len, a)) for p, *a in zip(self.prompts, *self.answers, strict=True)
+        ]
 
     def batches(self, tokens: int, seed: int | None) -> Iterator[list[int]]:
         """Rows of nearly one length, so many that they hold about `tokens` with their padding;
@@ -376,7 +378,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=4096, help="of a batch")
     parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--prompt-share", type=float, default=0.25, help="of prompts' tokens to learn")
+    parser.add_argument(
+        "--prompt-share", type=float, default=0.25, help="of prompts' tokens to learn"
+    )
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--policy-rate", type=float, default=1e-3)
     parser.add_argument("--policy-epochs", type=int, default=1)
