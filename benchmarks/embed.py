@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from tamis.scoring.embedding import Embedding
 from tamis.scoring.embedding_models import find_model
-from tamis.scoring.encoders import one_thread
+from tamis.scoring.hardware import one_thread
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "domains_text.parquet"
 BACKENDS: dict[str, dict[str, str]] = {

@@ -48,7 +48,8 @@ Format = Annotated[
     str | None,
     typer.Option(
         "--format",
-        help="parquet, jsonl, csv, arrow, datasets or python; by file endings if not given.",
+        help="parquet, jsonl, csv, arrow, datasets, python or python-pairs; "
+        "by file endings if not given.",
     ),
 ]
 Workspace = Annotated[
@@ -533,8 +534,10 @@ def why(
     if as_json:
         print(json.dumps(found, default=str, ensure_ascii=False))
         return
-    for step, row in enumerate(found):
-        tell(row, step)
+    head = "row"
+    for row in found:
+        tell(row, head)
+        head = "its partner" if row["parent"] is None else "its parent"
 
 
 @app.command()
@@ -637,7 +640,7 @@ def sql(
     as_json: AsJson = False,
     limit: Annotated[int, typer.Option(help="Rows to print.")] = 50,
 ) -> None:
-    """Query what a run left: views rows, scores, decisions, why, certificates, runs."""
+    """Query what a run left: views rows, scores, decisions, why, generated, certificates, runs."""
     from tamis.storage.catalog import query
 
     names, rows = query(_workspace(workspace), statement, limit + 1)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import tamis
-from tamis.scoring import embedding_models, encoders
+from tamis.scoring import embedding_models, encoders, model_files
 from tamis.scoring.embedding import Embedding
 from tamis.scoring.embedding_models import find_model
 from tamis.storage.errors import UserError
@@ -340,7 +340,7 @@ def test_missing_libraries_name_the_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = small_model(tmp_path, "mean")
-    monkeypatch.setattr(embedding_models, "find_spec", lambda name: None)
+    monkeypatch.setattr(model_files, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'tamis\[embed\]'"):
         resolved(folder)
 

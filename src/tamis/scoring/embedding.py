@@ -10,23 +10,20 @@ from pydantic import Field
 from tamis.scoring.embedding_models import (
     MINILM,
     STATIC,
-    ModelFiles,
-    bytes_of,
-    digest_folder,
     dimension_of,
     find_model,
     is_static,
     locate,
     need_embed,
 )
-from tamis.scoring.encoders import Backend, Precision, TransformerEncoder, load_transformer
+from tamis.scoring.encoders import Backend, TransformerEncoder, load_transformer
+from tamis.scoring.hardware import Precision, device_for, precision_for
+from tamis.scoring.model_files import ModelFiles, bytes_of, digest_folder
 from tamis.scoring.operator import Signal
 from tamis.scoring.static_encoder import DISTILLED, StaticEncoder, distilled, load_static
 from tamis.storage.errors import UserError
 from tamis.storage.places import Place
 
-#: Is there where a driver for NVIDIA's devices is.
-_NVIDIA = Path("/proc/driver/nvidia/version")
 _TORCH = ("sentence-transformers", "tokenizers", "torch", "transformers")
 _LIBRARIES = {"torch": _TORCH, "openvino": (*_TORCH, "openvino"), "static": ("tokenizers",)}
 #: What a static model runs on, whatever there is.
@@ -105,13 +102,13 @@ class Embedding(Signal):
                 )
             filled |= _STATIC
         else:
-            device = _device(self.device)
+            device = device_for(self.device)
             backend = self.backend
             if backend == "auto":
                 backend = "torch" if device == "cuda" else "openvino"
             for package in ("torch", "sentence_transformers", backend):
                 need_embed(package, f"the model {self.model!r}")
-            precision = _precision(self.precision, device)
+            precision = precision_for(self.precision, device)
             filled |= {"device": device, "backend": backend, "precision": precision}
         return self.model_copy(update=filled)
 
@@ -157,7 +154,6 @@ class Embedding(Signal):
         libraries = _LIBRARIES[self.backend]
         return {
             **parts,
-            "column": self.stage,
             "libraries": {name: version(name) for name in libraries},
         }
 
@@ -187,28 +183,3 @@ class Embedding(Signal):
         vectors = pa.FixedSizeListArray.from_arrays(flat, type=schema.field(0).type)
         columns = [vectors, pa.array(found.tokens), pa.array(found.truncated)]
         return pa.record_batch(columns, schema=schema)
-
-
-def _device(wanted: str) -> str:
-    if wanted == "cpu" or (wanted == "auto" and not _NVIDIA.exists()):
-        return "cpu"  # without PyTorch, which takes a second to import
-    import torch
-
-    there = torch.cuda.is_available()
-    if wanted == "cuda" and not there:
-        raise UserError("device: there is no CUDA device", mend="set `device: cpu` or `auto`")
-    return "cuda" if there else "cpu"
-
-
-def _precision(wanted: str, device: str) -> str:
-    if wanted != "auto":
-        return wanted
-    if device == "cuda":
-        import torch
-
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    try:
-        words = set(Path("/proc/cpuinfo").read_text("ascii", "replace").split())
-    except OSError:
-        return "float32"
-    return "bfloat16" if words & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"

@@ -6,13 +6,11 @@ batch, how many rows that has or how many threads run, to the bit; tests hold it
 its kernels by the size of the batch: its vectors may vary in the last bits.
 """
 
-import contextlib
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
-from multiprocessing import parent_process
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tamis.scoring.embedding_models import ModelFiles, dimension_of
+from tamis.scoring.embedding_models import dimension_of
+from tamis.scoring.hardware import Precision, model_threads, one_thread
+from tamis.scoring.model_files import ModelFiles
 from tamis.storage.errors import RunError, UserError
 from tamis.storage.kernels import Int64s, even_cuts, in_threads, string_buffers
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 Float32s = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
 Backend = Literal["openvino", "torch"]
-Precision = Literal["float32", "bfloat16", "float16"]
 
 #: Tokens of one forward, padding included. Measured: more does not run faster on a processor.
 CPU_TOKENS, CUDA_TOKENS = 2048, 65536
@@ -58,11 +57,6 @@ class Encoded(NamedTuple):
     vectors: Float32s
     tokens: npt.NDArray[np.int32]
     truncated: npt.NDArray[np.bool_]
-
-
-def model_threads() -> int:
-    """Threads that forwards run on: this process's cores, one in a process among others."""
-    return 1 if parent_process() is not None else len(os.sched_getaffinity(0))
 
 
 @lru_cache(maxsize=4)
@@ -367,16 +361,3 @@ def _compiled(transformer: Any, precision: Precision, workers: int) -> Any:
 def _vectors(features: dict[str, Any]) -> Float32s:
     found: Float32s = features["sentence_embedding"].float().cpu().numpy()
     return found
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch on this thread alone: several forwards run beside one another."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -21,14 +21,14 @@ from numba import njit
 from tamis.scoring.embedding_models import (
     MINILM,
     STATIC,
-    ModelFiles,
     find_model,
     kind_of_module,
     modules_of,
     need_embed,
-    read_config,
 )
-from tamis.scoring.encoders import Encoded, model_threads, one_thread
+from tamis.scoring.encoders import Encoded
+from tamis.scoring.hardware import model_threads, one_thread
+from tamis.scoring.model_files import ModelFiles, read_config
 from tamis.scoring.wordpiece import next_pieces, spells_special, word_pieces
 from tamis.storage.errors import UserError
 from tamis.storage.files import digest_of, sync

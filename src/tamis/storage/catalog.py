@@ -50,7 +50,7 @@ def _no_pattern(path: str) -> str:
 
 
 def _fill(connection: duckdb.DuckDBPyConnection, workspace: Place) -> None:
-    """Make the views ``rows``, ``scores``, ``signals``, ``decisions``, ``why`` and ``runs``.
+    """Make the views: those of ``rows``, ``scores``, ``signals``, ``decisions``, and more.
 
     Raises:
         UserError: if no run has ended in this workspace.
@@ -63,6 +63,7 @@ def _fill(connection: duckdb.DuckDBPyConnection, workspace: Place) -> None:
         )
     with place_errors(place):
         manifest = read_json(place)
+    manifest = _with_generated(manifest)
     # DuckDB reaches stores as tamis itself does, with the same credentials.
     places = [workspace, *(_absolute(workspace, s["path"]) for s in manifest["shards"])]
     stores = {found.protocol: found.fs for found in places if not isinstance(found, Path)}
@@ -77,8 +78,23 @@ def _fill(connection: duckdb.DuckDBPyConnection, workspace: Place) -> None:
         _runs(workspace),
         _why(manifest),
         _certificates(manifest),
+        _generated(workspace, manifest),
     ):
         connection.execute(statement)
+
+
+def _with_generated(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest as if generated rows were further shards of the corpus."""
+    shards, ledger = list(manifest["shards"]), list(manifest["ledger"])
+    scores = {view: dict(manifest[view]) for view in ("scores", "signals")}
+    for made in manifest.get("generated", {}).values():
+        shards += [{**s, "shard": len(shards) + at} for at, s in enumerate(made["shards"])]
+        ledger += made["ledger"]
+        for found in scores.values():
+            for name in found.keys() & made["scores"].keys():
+                files = [*found[name]["files"], *made["scores"][name]]
+                found[name] = {**found[name], "files": files}
+    return {**manifest, "shards": shards, "ledger": ledger, **scores}
 
 
 def _web() -> Any:
@@ -112,9 +128,11 @@ def _ledger(workspace: Place, manifest: dict[str, Any]) -> list[str]:
 
 def _decisions() -> str:
     partner = f"CASE WHEN partner_hi IS NOT NULL THEN {_ROW_ID.format('partner')} END"
+    parent = f"CASE WHEN parent_hi IS NOT NULL THEN {_ROW_ID.format('parent')} END"
     return f"""CREATE VIEW decisions AS SELECT {_ROW_ID.format("id")} AS row_id, copy, action,
         repeat, weight, stage, reason, value, threshold, rules, {partner} AS partner,
-        partner_copy, partner_source, evidence, similarity, shard, row FROM ledger"""
+        partner_copy, partner_source, evidence, similarity, {parent} AS parent, parent_copy,
+        shard, row FROM ledger"""
 
 
 def _rows(workspace: Place, manifest: dict[str, Any]) -> str:
@@ -158,7 +176,10 @@ def _scores(workspace: Place, manifest: dict[str, Any], view: str) -> str:
         if not found["files"]:
             columns += "".join(f", NULL AS {_name(name)}" for name in found["columns"])
             continue
-        columns += "".join(f", {alias}.{_name(name)}" for name in found["columns"])
+        columns += "".join(
+            f", {alias}.{_name(stored)} AS {_name(name)}"
+            for name, stored in found["columns"].items()
+        )
         files = [str(workspace / name) for name in found["files"]]
         joins += f" LEFT JOIN {_parquet(files)} {alias} ON {alias}.shard = d.digest"
         joins += f" AND {alias}.row = d.row"
@@ -189,7 +210,7 @@ def _why(manifest: dict[str, Any]) -> str:
         LEFT JOIN scores ps ON ps.shard = p.shard AND ps.row = p.row"""
     return f"""CREATE VIEW why AS SELECT d.row_id, d.copy, d.action, d.stage, d.reason, d.value,
     d.threshold, d.rules, d.partner, d.partner_copy, d.partner_source, d.evidence, d.similarity,
-    {scores} AS scores, {mine} AS text, {theirs} AS partner_text,
+    d.parent, d.parent_copy, {scores} AS scores, {mine} AS text, {theirs} AS partner_text,
     {_quoted(manifest["recipe_digest"])} AS recipe,
     (SELECT run_id FROM runs WHERE runs.recipe = {_quoted(manifest["recipe_digest"])}
      ORDER BY started DESC LIMIT 1) AS run
@@ -230,6 +251,17 @@ def _certificates(manifest: dict[str, Any]) -> str:
     )
 
 
+def _generated(workspace: Place, manifest: dict[str, Any]) -> str:
+    """A row for every row that a stage made, with its parent and what the stage says of it."""
+    head = "SELECT d.row_id, d.copy, d.stage, d.parent, d.parent_copy, d.value, d.threshold"
+    files = [name for made in manifest.get("generated", {}).values() for name in made["notes"]]
+    if not files:
+        return f"CREATE VIEW generated AS {head} FROM decisions d LIMIT 0"
+    notes = _parquet([str(workspace / name) for name in files], ", union_by_name = true")
+    return f"""CREATE VIEW generated AS {head}, n.* EXCLUDE (shard, row) FROM decisions d
+    JOIN shards s ON s.shard = d.shard JOIN {notes} n ON n.shard = s.digest AND n.row = d.row"""
+
+
 _RUN_COLUMNS = {
     "run_id": "VARCHAR",
     "recipe": "VARCHAR",
@@ -239,6 +271,7 @@ _RUN_COLUMNS = {
     "kept": "BIGINT",
     "dropped": "BIGINT",
     "quarantined": "BIGINT",
+    "generated": "BIGINT",
     "written": "BIGINT",
     "peak_memory": "BIGINT",
     "tamis": "VARCHAR",
@@ -368,5 +401,5 @@ def _told_errors() -> Iterator[None]:
         raise UserError(
             first,
             where="sql",
-            mend="views: rows, scores, signals, decisions, why, certificates, runs",
+            mend="views: rows, scores, signals, decisions, generated, why, certificates, runs",
         ) from error

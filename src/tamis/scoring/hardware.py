@@ -1,0 +1,64 @@
+"""What models run on: device, numbers, and threads beside one another."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Literal
+
+from tamis.storage.errors import UserError
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+#: Is there where a driver for NVIDIA's devices is.
+_NVIDIA = Path("/proc/driver/nvidia/version")
+
+
+def device_for(wanted: str) -> str:
+    """`cpu` or `cuda`, whichever is meant; `auto` is cuda where there is one.
+
+    Raises:
+        UserError: if there is no CUDA device and one is wanted.
+    """
+    if wanted == "cpu" or (wanted == "auto" and not _NVIDIA.exists()):
+        return "cpu"  # without PyTorch, which takes a second to import
+    import torch
+
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise UserError("device: there is no CUDA device", mend="set `device: cpu` or `auto`")
+    return "cuda" if there else "cpu"
+
+
+def precision_for(wanted: str, device: str) -> str:
+    """Numbers to compute in: `auto` is bfloat16 where the hardware has it."""
+    if wanted != "auto":
+        return wanted
+    if device == "cuda":
+        import torch
+
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    try:
+        words = set(Path("/proc/cpuinfo").read_text("ascii", "replace").split())
+    except OSError:
+        return "float32"
+    return "bfloat16" if words & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
+
+
+def model_threads() -> int:
+    """Threads that forwards run on: this process's cores, one in a process among others."""
+    return 1 if parent_process() is not None else len(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on this thread alone: several forwards run beside one another."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
