@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import tamis
 from tamis.scoring.reuse import KEYS, Once
 from tamis.scoring.text_stats import TextStats
+from tamis.storage.catalog import query
 from tamis.storage.hashing import hash_batch
 
 TEXTS = [f"text number {i} with {'more ' * (i % 7)}words" for i in range(300)]
@@ -54,8 +55,6 @@ def run(folder: Path, stages: list[dict[str, Any]] | None = None, **options: Any
             **options,
         }
     )
-    from tamis.storage.catalog import query
-
     return query(
         found.workspace,
         "SELECT r.text, words, characters, letter_share, repeated_line_share FROM scores s "
@@ -177,6 +176,32 @@ def test_once_equals_computing_all(numbers: list[int], size: int) -> None:
         assert found["a"].to_pylist() == [n * 7.5 for n in numbers]
         assert found["b"].to_pylist() == [[n * 7.5] * 2 for n in numbers]
         assert found.schema.names[2:] == [field.name for field in KEYS]
+
+
+def test_a_stage_of_another_name_finds_the_same_results(
+    tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = TextStats.fields
+    monkeypatch.setattr(
+        TextStats,
+        "fields",
+        lambda self: pa.schema([f.with_name(f"{self.stage}_{f.name}") for f in fields(self)]),
+    )
+    corpus = tmp_path / "corpus"
+    write(corpus / "a.parquet", TEXTS)
+    rule = {"operator": "where", "keep": {"long": "mine_words >= 6"}}
+    told = {"path": str(corpus), "roles": {"text": "text", "id": "id"}}
+    space = str(tmp_path / "work")
+    for name in ("yours", "mine"):
+        stages = [{"operator": "text_stats", "name": name}]
+        if name == "mine":
+            stages.append(rule)
+        found = tamis.run({"corpus": told, "stages": stages, "workspace": space})
+    assert sorted(computed) == sorted(TEXTS)
+    assert found.manifest["rows"]["kept"] == sum(len(text.split()) >= 6 for text in TEXTS)
+    names = query(found.workspace, "SELECT * FROM scores LIMIT 1")[0]
+    assert "mine_words" in names
+    assert "text_stats_words" not in names
 
 
 def test_what_was_stored_in_portions_is_not_computed_again_after_a_stop(

@@ -154,7 +154,6 @@ class Embedding(Signal):
         libraries = _LIBRARIES[self.backend]
         return {
             **parts,
-            "column": self.stage,
             "libraries": {name: version(name) for name in libraries},
         }
 

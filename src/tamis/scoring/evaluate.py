@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,8 @@ from tamis.storage.sidecar import (
 )
 from tamis.storage.tasks import Done, Runner, Task
 
+S = TypeVar("S", bound=Scorer)
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -70,7 +72,14 @@ class Evaluated:
 
     def column(self, name: str) -> Beside:
         """One of its columns, as a source of values."""
-        return Beside(results=self.results, column=name)
+        return Beside(results=self.results, column=self.stored(name))
+
+    def stored(self, name: str) -> str:
+        """What one of its columns is called in the sidecars."""
+        names = self.operator.fields().names
+        if name not in names:  # a content key, see `reuse`
+            return name
+        return str(_as_stored(self.operator).fields().names[names.index(name)])
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The sidecars' columns, shard by shard in bounded batches."""
@@ -87,12 +96,13 @@ class Evaluated:
                 if not given.
         """
         places = (self.paths[index], self.shards[index], self.steps[index])
-        if inside is None or inside.all():
-            yield from sidecar_batches(*places, columns)
-            return
-        for batch in sidecar_batches(*places, ["row", *columns]):
+        stored = [self.stored(name) for name in columns]
+        for batch in sidecar_batches(*places, ["row", *stored]):
+            found = batch.select(stored).rename_columns(list(columns))
+            if inside is None or inside.all():
+                yield found
+                continue
             here = inside[batch["row"].to_numpy()]
-            found = batch.select(list(columns))
             if here.any():
                 yield found if here.all() else found.filter(pa.array(here))
 
@@ -188,7 +198,8 @@ def evaluate(
     if operator.costly:
         wanted = [task.sidecar(item)[1].name for item in range(len(corpus.shards))]
         folder = place_of(task.folder)
-        known = keep_known(folder, wanted, operator.fields(), orders, runner.workers)
+        stored = _as_stored(operator).fields()
+        known = keep_known(folder, wanted, stored, orders, runner.workers)
         task = task.model_copy(update={"known": known})
     found = runner.map(task, corpus.sizes, done)
     steps = [step for _, step in found]
@@ -229,16 +240,24 @@ def _task(
     room: Place,
     orders: Place,
 ) -> Evaluate:
+    stored = _as_stored(operator)
     folder = room / operator.operator
     if operator.costly:  # what one operator has computed lies together, to be found again
-        folder /= digest_of(operator.key_parts())[:16]
+        folder /= digest_of(stored.key_parts())[:16]
     return Evaluate(
-        operator=operator.model_dump(mode="json"),
+        operator=stored.model_dump(mode="json"),
         shards=corpus.keep(orders),
         kept=keep_mask(kept, orders),
         read={name: columns[name] for name in (*operator.used_roles(), *sorted(operator.reads()))},
         folder=str(folder),
     )
+
+
+def _as_stored(operator: S) -> S:
+    """The operator whose columns the sidecars hold: what is costly is found by any stage's name."""
+    if isinstance(operator, RowScorer) and operator.costly:
+        return operator.model_copy(update={"name": None})
+    return operator
 
 
 def _compute(

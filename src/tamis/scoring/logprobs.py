@@ -157,7 +157,7 @@ class Logprobs(Signal):
         parts = super().key_parts()
         del parts["model"], parts["revision"]
         libraries = {name: version(name) for name in _LIBRARIES}
-        return {**parts, "column": self.stage, "libraries": libraries}
+        return {**parts, "libraries": libraries}
 
     def fields(self) -> pa.Schema:
         """For a text or completion, each name after that of the stage and ``_``; for a pair, after

@@ -1,6 +1,6 @@
 """How many rows: the best by a score, a band of quantiles, or a random share."""
 
-from itertools import pairwise
+from collections.abc import Callable
 from typing import ClassVar, Literal, Protocol, Self, TypeVar
 
 import numpy as np
@@ -60,13 +60,20 @@ class Budget(Selector):
 
 def group_numbers(table: Table, name: str) -> npt.NDArray[np.int64]:
     """For every row the number of its value in a column, from 0; a null is a value of its own."""
+    return groups_of(table, name)[0]
+
+
+def groups_of(table: Table, name: str) -> tuple[Int64s, pa.Array]:
+    """As `group_numbers`, and the values that the numbers stand for, by number."""
     column = table.column(name)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     codes = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
     if isinstance(codes, pa.ChunkedArray):
         codes = codes.chunk(0) if codes.num_chunks else pa.array([], pa.int32())
-    return np.asarray(codes.indices, np.int64) if len(table) else np.zeros(0, np.int64)
+    if not len(table):
+        return np.zeros(0, np.int64), pa.nulls(0, column.type)
+    return np.asarray(codes.indices, np.int64), codes.dictionary
 
 
 class ScoreBudget(Budget):
@@ -98,10 +105,13 @@ def wanted(size: int, rows: int | None, fraction: float | None) -> int:
     return min(size, rows) if rows is not None else int(np.floor(size * (fraction or 0.0) + 1e-9))
 
 
-def _first_of_groups(
-    order: Int64s, group: Int64s, rows: int | None, fraction: float | None
+def first_of_groups(
+    order: Int64s, group: Int64s, budget: Callable[[int, int], int]
 ) -> tuple[npt.NDArray[np.bool_], Int64s]:
     """Of rows sorted by group and then merit: which are within budget, and the last of each group.
+
+    Args:
+        budget: rows to keep of a group, by its number and its size.
 
     Returns a mask over `order`, and for each place of `order` the place of the last row kept in
     its group (-1 where the group keeps none).
@@ -109,7 +119,8 @@ def _first_of_groups(
     ordered = group[order]
     begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else order
     sizes = np.diff(np.r_[begins, len(order)])
-    keep = np.array([wanted(int(size), rows, fraction) for size in sizes], np.int64)
+    groups = zip(ordered[begins].tolist(), sizes.tolist(), strict=True)
+    keep = np.array([budget(number, size) for number, size in groups], np.int64)
     place = np.arange(len(order)) - np.repeat(begins, sizes)
     last = np.where(keep > 0, begins + keep - 1, -1)
     return place < np.repeat(keep, sizes), np.repeat(last, sizes)
@@ -133,7 +144,9 @@ class Top(ScoreBudget):
         missing = np.isnan(value)
         merit = np.where(missing, 0.0, value if self.order == "lowest" else -value)
         order = np.lexsort((table.copy, table.id_lo, table.id_hi, merit, missing, group))
-        within, last = _first_of_groups(order, group, self.rows, self.fraction)
+        within, last = first_of_groups(
+            order, group, lambda _, size: wanted(size, self.rows, self.fraction)
+        )
         kept = np.zeros(len(value), np.bool_)
         kept[order] = within
         kept &= ~missing
@@ -164,24 +177,33 @@ class Quantile(ScoreBudget):
     def select(self, table: Table) -> Drops:
         value = self.scores(table)
         group = self.groups(table)
-        kept = np.zeros(len(value), np.bool_)
-        threshold = np.full(len(value), np.nan)
-        order = np.lexsort((value, group))
-        ordered = group[order]
-        begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else order
-        for first, last in pairwise([*begins, len(order)]):
-            rows = order[first:last]
-            scored = value[rows][~np.isnan(value[rows])]  # nan sorts last
-            if not len(scored):
-                continue
-            low, high = (scored[_quantile_place(q, len(scored))] for q in (self.low, self.high))
-            kept[rows] = (value[rows] >= low) & (value[rows] <= high)
-            threshold[rows] = np.where(value[rows] < low, low, high)
-        return self.drops(value, kept, threshold)
+        scored = ~np.isnan(value)
+        low, high = (
+            group_quantile(value[scored], group[scored], int(group.max(initial=0)) + 1, q)[group]
+            for q in (self.low, self.high)
+        )
+        kept = (value >= low) & (value <= high)
+        return self.drops(value, kept, np.where(value < low, low, high))
 
 
-def _quantile_place(q: float, count: int) -> int:
-    return min(count - 1, max(0, int(np.ceil(q * count - 1e-9)) - 1))
+def group_quantile(value: Float64s, group: Int64s, groups: int, q: float) -> Float64s:
+    """By group number a quantile of the group's values, as `Quantile` defines it.
+
+    Args:
+        value: numbers, none of them nan.
+        groups: how many group numbers there are; those without a value get nan.
+
+    Example:
+        >>> group_quantile(np.array([4.0, 1.0, 2.0]), np.array([0, 0, 2]), 3, 0.5).tolist()
+        [1.0, nan, 2.0]
+    """
+    order = np.lexsort((value, group))
+    size = np.bincount(group, minlength=groups)
+    place = np.maximum(np.ceil(q * size - 1e-9).astype(np.int64) - 1, 0)
+    first = np.cumsum(size) - size
+    found: Float64s = np.full(groups, np.nan)
+    found[size > 0] = value[order[(first + place)[size > 0]]]
+    return found
 
 
 @njit(**KERNEL)
@@ -222,7 +244,7 @@ class Sample(Budget):
             return Drops.of(lost, "", value=value[lost], threshold=self.fraction)
         group = self.groups(table)
         order = np.lexsort((table.copy, table.id_lo, table.id_hi, value, group))
-        within, last = _first_of_groups(order, group, self.rows, None)
+        within, last = first_of_groups(order, group, lambda _, size: wanted(size, self.rows, None))
         threshold = np.full(len(value), np.nan)
         threshold[order] = np.where(last >= 0, value[order[last]], np.nan)
         lost = np.sort(order[~within])
