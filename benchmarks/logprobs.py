@@ -15,7 +15,8 @@ Timed is all that comes after the model is loaded, tokenising included: by the c
 or with --busy by the processor, each way on one thread (where other work runs on the machine,
 clocks say little, and threads that wait for one another burn time). Sums in float32 must be equal
 to 1e-3 of each other, or the script ends with an error. The sets: `pairs` as they are; `single`,
-without a prompt. TRL has no way to run `single`.
+each prompt with its chosen answer only, where nothing is shared; `alone`, both answers without a
+prompt. TRL has no way to run `single`.
 """
 
 from __future__ import annotations

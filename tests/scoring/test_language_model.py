@@ -161,7 +161,7 @@ def test_results_do_not_depend_on_what_is_packed_together(
     llama: tuple[Path, Any], budget: int
 ) -> None:
     model = load(llama[0])
-    model._budget = budget
+    model._budget = model._largest = budget
     check(model, llama[1], rows())
     alone = [model.score(*ragged([row])).logps for row in rows()]
     np.testing.assert_allclose(np.concatenate(alone), model.score(*ragged(rows())).logps, atol=2e-5)
@@ -175,7 +175,7 @@ def test_packs_follow_from_what_rows_hold_and_lose_nothing() -> None:
         for some in (made, [made[i] for i in order]):
             tokens, context = ragged(some)
             items = distinct(tokens, context)
-            packs = plan(tokens, context, items, budget)
+            packs = plan(tokens, context, items, budget, budget)
             assert sorted(np.concatenate(packs).tolist()) == list(range(len(made) - 1))
             found = [pack(tokens, context, items, chosen) for chosen in packs]
             assert all(len(one.ids) <= budget or len(one.items) == 1 for one in found)
