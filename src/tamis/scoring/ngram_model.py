@@ -168,8 +168,10 @@ def _levels(texts: pa.Array, order: int) -> list[_Level]:
     keys = np.empty(int(offsets[-1] - offsets[0]), np.uint64)
     _pack(data, offsets, order, keys)
     keys.sort()
-    first = _starts(keys)
-    keys, counts = keys[first], np.diff(first, append=len(keys)).astype(np.int32)
+    size = _distinct(keys)
+    counts = np.empty(size, np.int32)
+    _count(keys, counts)
+    keys = keys[:size].copy()
     found: list[_Level] = []
     for n in range(order, 0, -1):
         whole = _is_whole(keys)  # others are shorter, and begin with the beginning of a text
@@ -290,6 +292,30 @@ def _pack(data, offsets, order, keys):  # type: ignore[no-untyped-def]
             key = key >> uint64(_BITS) | (uint64(data[i]) + uint64(1)) << top
             keys[at] = key
             at += uint64(1)
+
+
+@njit(**KERNEL)
+def _distinct(keys):  # type: ignore[no-untyped-def]
+    """How many different ones of sorted keys there are."""
+    found = 0
+    for i in range(keys.shape[0]):
+        found += i == 0 or keys[i] != keys[i - 1]
+    return found
+
+
+@njit(**KERNEL)
+def _count(keys, counts):  # type: ignore[no-untyped-def]
+    """Bring the different ones of sorted keys to the front, and count each.
+
+    In place: fresh memory for every byte of text costs more than counting.
+    """
+    found = -1
+    for i in range(keys.shape[0]):
+        if found < 0 or keys[i] != keys[found]:
+            found += 1
+            keys[found] = keys[i]
+            counts[found] = 0
+        counts[found] += 1
 
 
 @njit(**KERNEL)
