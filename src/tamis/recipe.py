@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union
 
+import pyarrow as pa
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -42,6 +43,7 @@ from tamis.scoring import (  # noqa: F401
     ngram_model,
     pii,
     preference,
+    responses,
     segments,
     text_stats,
     token_count,
@@ -65,6 +67,7 @@ from tamis.selectors import (  # noqa: F401
     semantic_leak,
     semdedup,
     sera,
+    sera_bootstrap,
     subclasses,
     substring_dedup,
     topics,
@@ -139,11 +142,12 @@ class CorpusPart(_Part):
     """The input."""
 
     path: str = Field(
-        description="file, folder, glob or URL; `python:` is this Python's own library"
+        description="file, folder, glob or URL; `python:` is this Python's own library, "
+        "`python-pairs:` preference pairs of it"
     )
-    format: Literal["parquet", "jsonl", "csv", "arrow", "datasets", "python"] | None = Field(
-        default=None, description="format of the files; by their endings if not given"
-    )
+    format: (
+        Literal["parquet", "jsonl", "csv", "arrow", "datasets", "python", "python-pairs"] | None
+    ) = Field(default=None, description="format of the files; by their endings if not given")
     roles: Roles = Field(default=Roles(), description="what columns are for")
     identity: list[str] | None = Field(
         default=None, min_length=1, description="columns that make the row_id; all if not given"
@@ -162,6 +166,15 @@ class CorpusPart(_Part):
         if self.identity and self.roles.id:
             raise ValueError("give either the role `id` or `identity`, not both")
         return self
+
+    def identity_in(self, schema: pa.Schema) -> list[str]:
+        """Columns that make the row_id in a corpus with this schema."""
+        return [self.roles.id] if self.roles.id else self.identity or schema.names
+
+    @property
+    def explicit_id(self) -> bool:
+        """Whether the user said what makes the row_id: rows that share it must be equal."""
+        return self.roles.id is not None or self.identity is not None
 
 
 class OutputPart(_Part):

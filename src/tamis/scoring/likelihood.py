@@ -7,13 +7,15 @@ name, with ``_chosen`` or ``_rejected`` behind it for one side of a pair.
 import zlib
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
 from tamis.scoring.column_scorer import ColumnScorer, Float64s, at_level, numbers, ratio
+from tamis.scoring.operator import Scorer
+from tamis.storage.errors import UserError
 from tamis.storage.kernels import string_buffers
 
 _LN2 = float(np.log(2.0))
@@ -50,6 +52,23 @@ def surprisal(batch: pa.RecordBatch, signal: str) -> Float64s:
 def mean_loss(batch: pa.RecordBatch, signal: str) -> Float64s:
     """Negative log-likelihood over tokens, in nats; nan where there is none."""
     return ratio(surprisal(batch, signal), numbers(batch, f"{signal}_tokens"))
+
+
+def loss_difference(batch: pa.RecordBatch, first: str, second: str) -> Float64s:
+    """Mean loss of a token under one signal, less that under another.
+
+    Raises:
+        UserError: if the two count different tokens, whose means cannot be compared.
+    """
+    tokens = [numbers(batch, f"{signal}_tokens") for signal in (first, second)]
+    both = ~np.isnan(tokens[0]) & ~np.isnan(tokens[1])
+    if (tokens[0][both] != tokens[1][both]).any():
+        raise UserError(
+            f"{first!r} and {second!r} count different tokens: their losses of a token cannot be "
+            "compared",
+            mend="score both with models of one tokenizer, or take `excess_loss` with `unit: byte`",
+        )
+    return mean_loss(batch, first) - mean_loss(batch, second)
 
 
 class Loss(_OfSignal):
@@ -137,7 +156,43 @@ class ChowSum(_OfSignal):
         return [surprisal(batch, self.signal)]
 
 
-class ChowQuantile(_OfSignal):
+class AtLevel(_OfSignal):
+    """A score of one of the numbers that a signal leaves for each of its levels."""
+
+    levels: tuple[Share, ...]
+
+    #: The column of these numbers, and the parameter of `logprobs` that says its levels.
+    listed: ClassVar[str]
+
+    @property
+    def list_column(self) -> str:
+        """Name of the column of lists."""
+        return f"{self.signal}_{self.listed}"
+
+    def numbers(self) -> set[str]:
+        return self.reads() - {self.list_column}
+
+    def check_levels(self, giver: Scorer | None) -> None:
+        """Hold its levels against those of the stage that gives its lists, if that has any.
+
+        Raises:
+            UserError: if they differ.
+        """
+        given = getattr(giver, self.listed, None)
+        if given is not None and tuple(given) != self.levels:
+            raise UserError(
+                f"{self.stage}: `levels` is {list(self.levels)}, `{self.listed}` of the stage "
+                f"that it reads is {list(given)}",
+                where="recipe",
+                mend=f"set `levels: {list(given)}`",
+            )
+
+    def at(self, batch: pa.RecordBatch, level: float) -> Float64s:
+        """The numbers of one of the levels."""
+        return at_level(batch, self.list_column, self.levels, level, self.listed)
+
+
+class ChowQuantile(AtLevel):
     """A quantile of the negative log-probabilities of a text's tokens, in nats (0 and more).
 
     A high quantile finds texts with a few tokens that the model did not expect, whatever their
@@ -162,6 +217,7 @@ class ChowQuantile(_OfSignal):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = Loss.paper.replace("Average", "Quantile")
     parts: ClassVar[tuple[str, ...]] = ("quantiles",)
+    listed: ClassVar[str] = "quantiles"
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -170,8 +226,7 @@ class ChowQuantile(_OfSignal):
         return self
 
     def values(self, batch: pa.RecordBatch) -> Sequence[Float64s]:
-        name = f"{self.signal}_quantiles"
-        return [at_level(batch, name, self.levels, self.quantile, "quantiles")]
+        return [self.at(batch, self.quantile)]
 
 
 class Top1Accuracy(_OfSignal):
@@ -240,7 +295,7 @@ class ExcessLoss(_OfSignal):
     )
     unit: Literal["token", "byte"] = Field(
         default="token",
-        description="what the loss is a mean over; `byte` where the tokenizers differ",
+        description="what the loss is a mean over; models of different tokenizers need `byte`",
     )
 
     version: ClassVar[int] = 1
@@ -257,14 +312,16 @@ class ExcessLoss(_OfSignal):
         }
 
     def values(self, batch: pa.RecordBatch) -> Sequence[Float64s]:
+        if self.unit == "token":
+            return [loss_difference(batch, self.signal, self.reference)]
         mine, theirs = (
-            ratio(surprisal(batch, signal), numbers(batch, f"{signal}_{self.unit}s"))
+            ratio(surprisal(batch, signal), numbers(batch, f"{signal}_bytes"))
             for signal in (self.signal, self.reference)
         )
         return [mine - theirs]
 
 
-class MinKProb(_OfSignal):
+class MinKProb(AtLevel):
     """Mean log-probability of a text's least likely tokens, in nats (0 and less).
 
     Of n tokens the floor(n * k) least likely ones count, at least one. High for texts that were
@@ -290,6 +347,7 @@ class MinKProb(_OfSignal):
         "k = 20 %)"
     )
     parts: ClassVar[tuple[str, ...]] = ("min_k", "tokens")
+    listed: ClassVar[str] = "min_k"
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -298,7 +356,7 @@ class MinKProb(_OfSignal):
         return self
 
     def values(self, batch: pa.RecordBatch) -> Sequence[Float64s]:
-        total = at_level(batch, f"{self.signal}_min_k", self.levels, self.k, "min_k")
+        total = self.at(batch, self.k)
         tokens = self.part(batch, "tokens")
         counted = np.where(tokens > 0, np.maximum(1.0, np.floor(tokens * self.k)), tokens)
         return [ratio(total, counted)]
@@ -326,6 +384,9 @@ class ZlibRatio(_OfSignal):
         "2024, Do membership inference attacks work on large language models? (MIMIR)"
     )
     roles: ClassVar[tuple[str, ...]] = ("text",)
+
+    def key_parts(self) -> dict[str, Any]:
+        return {**super().key_parts(), "zlib": zlib.ZLIB_RUNTIME_VERSION}
 
     def values(self, batch: pa.RecordBatch) -> Sequence[Float64s]:
         data, offsets = string_buffers(batch["text"])
