@@ -80,5 +80,6 @@ def test_a_recipe_without_output_scores_only(tmp_path: Path) -> None:
         "kept": 10,
         "dropped": {},
         "quarantined": 0,
+        "generated": 0,
         "written": 0,
     }

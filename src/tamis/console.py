@@ -84,6 +84,7 @@ def show(result: "Result") -> None:
             *(line(f"dropped: {reason}", count) for reason, count in rows["dropped"].items()),
             *([line("quarantined", rows["quarantined"])] if rows["quarantined"] else []),
             line("kept", rows["kept"]),
+            *([line("generated", rows["generated"])] if rows["generated"] else []),
         ],
     )
     from tamis.storage.dataset import certificates
@@ -112,14 +113,23 @@ def hints(result: "Result", row_id: str | None) -> None:
         say(f"         tamis why -w {home} {row_id}")
 
 
-def tell(row: dict[str, Any], step: int) -> None:
-    head = "row" if step == 0 else "its partner"
+def tell(row: dict[str, Any], head: str) -> None:
     say(f"{head} {row['row_id']} (copy {row['copy']})")
     if row["action"] == "keep":
         say("  kept")
+    elif row["action"] == "generate":
+        say(f"  made by {row['stage']}")
     else:
         say(f"  {row['action']} by {row['stage'] or 'quarantine'}, reason {row['reason']}")
-    for key in ("value", "threshold", "similarity", "partner", "partner_source", "evidence"):
+    for key in (
+        "value",
+        "threshold",
+        "similarity",
+        "partner",
+        "partner_source",
+        "evidence",
+        "parent",
+    ):
         if row[key] is not None:
             say(f"  {key.removeprefix('partner_'):<11}{figure(row[key])}")
     for rule in row["rules"] or ():

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union
 
+import pyarrow as pa
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -29,6 +30,7 @@ from tamis.scoring import (  # noqa: F401
     c4,
     ches,
     compression,
+    cross_entropy_difference,
     embedding,
     fineweb_quality,
     gopher_quality,
@@ -38,8 +40,10 @@ from tamis.scoring import (  # noqa: F401
     logprobs,
     minhash,
     ngram_index,
+    ngram_model,
     pii,
     preference,
+    responses,
     segments,
     text_stats,
     token_count,
@@ -54,6 +58,7 @@ from tamis.selectors import (  # noqa: F401
     known_dedup,
     loss_rules,
     near_dedup,
+    ngram_likelihood,
     prototypes,
     random_subset,
     repetition,
@@ -62,6 +67,7 @@ from tamis.selectors import (  # noqa: F401
     semantic_leak,
     semdedup,
     sera,
+    sera_bootstrap,
     subclasses,
     substring_dedup,
     topics,
@@ -160,6 +166,15 @@ class CorpusPart(_Part):
         if self.identity and self.roles.id:
             raise ValueError("give either the role `id` or `identity`, not both")
         return self
+
+    def identity_in(self, schema: pa.Schema) -> list[str]:
+        """Columns that make the row_id in a corpus with this schema."""
+        return [self.roles.id] if self.roles.id else self.identity or schema.names
+
+    @property
+    def explicit_id(self) -> bool:
+        """Whether the user said what makes the row_id: rows that share it must be equal."""
+        return self.roles.id is not None or self.identity is not None
 
 
 class OutputPart(_Part):

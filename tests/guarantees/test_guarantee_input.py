@@ -334,6 +334,7 @@ def test_line_ends_and_byte_order_marks_are_not_data(
         "kept": 30,
         "dropped": {},
         "quarantined": 0,
+        "generated": 0,
         "written": 30,
     }
     assert read_dataset(out).to_pylist() == table_of(documents(17, 30)).to_pylist()

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,26 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from tamis.flows.steps import Decided, Run
+from tamis.flows.steps import Decided, Generated, Run
 from tamis.selectors.reference import told_references
 from tamis.storage.columns import Mask
 from tamis.storage.corpus import Shard
 from tamis.storage.files import digest_of, whole_file
 from tamis.storage.hashing import hash_batch
 from tamis.storage.kernels import in_threads
-from tamis.storage.ledger import DECISION, OUTSIDE, QUARANTINED, RULES, Drops
+from tamis.storage.ledger import (
+    DECISION,
+    GENERATED,
+    OUTSIDE,
+    PARENT,
+    QUARANTINED,
+    RULES,
+    Drops,
+)
 from tamis.storage.places import Place, parquet_file, place_errors, shown
 from tamis.storage.sidecar import PLACE, Part, sidecar_once, sidecar_path
 
-_LEDGER_VERSION = 3
+_LEDGER_VERSION = 4
 _DROP_COLUMNS = (
     "stage",
     "reason",
@@ -83,11 +92,61 @@ def write_ledger(run: Run) -> list[Place]:
 def _digest(run: Run, shard: Shard, drops: pa.Table) -> str:
     """Of a shard's part of `drops_in`, wherever in the corpus the shard stands."""
     inside = pa.array(drops["position"].to_numpy() - run.rows.of(shard).start)
+    return _table_digest(drops.set_column(0, "position", inside))
+
+
+def _table_digest(table: pa.Table) -> str:
     state = xxhash.xxh3_128()
-    for batch in drops.set_column(0, "position", inside).combine_chunks().to_batches():
+    for batch in table.combine_chunks().to_batches():
         for half in hash_batch(batch):
             state.update(np.ascontiguousarray(half).data)
     return state.hexdigest()
+
+
+def write_generated(run: Run, made: Generated) -> tuple[list[Place], list[Place]]:
+    """The part of the ledger that tells of rows that a stage made, and beside it what more the
+    stage says of them; shard by shard of the new rows.
+    """
+    told = _told_of(run, made)
+
+    def work(shard: Shard) -> tuple[Place, Place]:
+        here = made.rows.of(shard)
+        rows = np.arange(shard.rows, dtype=np.int64)
+        places = []
+        for room, table in (("ledger", told), ("generated/notes", made.new.notes)):
+            part = table[here].combine_chunks()
+            key = digest_of([_LEDGER_VERSION, room, shard.digest, _table_digest(part)])
+            path = sidecar_path(run.workspace / room, shard, key)
+            (batch,) = part.to_batches()
+            sidecar_once(path, shard, key, part.schema, partial(iter, [(rows, batch)]))
+            places.append(path)
+        return places[0], places[1]
+
+    found = in_threads(work, made.corpus.shards, run.runner.workers)
+    return [ledger for ledger, _ in found], [notes for _, notes in found]
+
+
+def _told_of(run: Run, made: Generated) -> pa.Table:
+    """A decision for every row that a stage made."""
+    count = len(made.parents)
+    rows, parents = made.rows, made.parents
+    told = {
+        "id_hi": pa.array(rows.id_hi),
+        "id_lo": pa.array(rows.id_lo),
+        "copy": pa.array(rows.copy),
+        "action": pa.repeat(GENERATED, count),
+        "repeat": pa.array(np.ones(count, np.int32)),
+        "weight": pa.array(np.ones(count)),
+        "stage": pa.repeat(made.stage, count),
+        "reason": pa.repeat(made.stage, count),
+        "value": pa.array(made.new.value, from_pandas=True),
+        "threshold": pa.array(made.new.threshold, from_pandas=True),
+        "parent_hi": pa.array(run.rows.id_hi[parents]),
+        "parent_lo": pa.array(run.rows.id_lo[parents]),
+        "parent_copy": pa.array(run.rows.copy[parents]),
+    }
+    columns = [told.get(f.name, pa.nulls(count, f.type)) for f in DECISION]
+    return pa.table(columns, schema=DECISION)
 
 
 def ledger_counts(paths: list[Place]) -> dict[str, int]:
@@ -171,6 +230,7 @@ def _decisions_of(run: Run, shard: Shard, part: pa.Table) -> Iterator[Part]:
         "repeat": pa.array(kept),
         "weight": pa.array(kept.astype(np.float64)),
         **{name: taken[name] for name in _DROP_COLUMNS},
+        **{field.name: pa.nulls(count, field.type) for field in PARENT},
     }
     table = pa.table({name: columns[name] for name in DECISION.names}, schema=DECISION)
     for batch in table.combine_chunks().to_batches():
@@ -203,10 +263,17 @@ def domain_counts(run: Run) -> dict[str, dict[str, int]] | None:
     for values, inside in _column_by_batch(run, column):
         add(everything, values)
         add(remaining, values.filter(pa.array(inside)))
-    return {
+    counts = {
         name: {"in": count, "kept": remaining.get(name, 0)}
         for name, count in sorted(everything.items())
     }
+    if run.generated:
+        made: dict[str, int] = {}
+        for shard in (shard for found in run.generated for shard in found.corpus.shards):
+            for batch in shard.batches([column]):
+                add(made, batch[column])
+        counts = {name: {**of, "generated": made.get(name, 0)} for name, of in counts.items()}
+    return counts
 
 
 def _column_by_batch(run: Run, column: str) -> Iterator[tuple[pa.Array, Mask]]:
@@ -229,6 +296,7 @@ def stage_reports(run: Run) -> list[dict[str, Any]]:
     """What the manifest says of every stage."""
     lost = groups_lost_whole(run)
     decided = {d.stage: d for d in run.decided}
+    generated = {g.stage: g for g in run.generated}
     reports = []
     for stage in run.recipe.stages:
         report: dict[str, Any] = {"stage": stage.stage, **stage.key_parts()}
@@ -239,5 +307,9 @@ def stage_reports(run: Run) -> list[dict[str, Any]]:
             report["report"] = found.drops.report
             if stage.stage in lost:
                 report["groups_lost_later"] = lost[stage.stage]
+        if stage.stage in generated:
+            made = generated[stage.stage]
+            report["generated"] = len(made.parents)
+            report["report"] = made.new.report
         reports.append(report)
     return reports

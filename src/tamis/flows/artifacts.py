@@ -41,6 +41,7 @@ def rows_table(result: Result) -> list[dict[str, Any]]:
         **{f"dropped: {reason}": count for reason, count in rows["dropped"].items()},
         "quarantined": rows["quarantined"],
         "kept": rows["kept"],
+        **({"generated": rows["generated"]} if rows.get("generated") else {}),
     }
     return [
         {"": name, "rows": count, "share": f"{100 * count / whole:.1f} %"}

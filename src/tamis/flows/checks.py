@@ -4,12 +4,16 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from tamis.recipe import CONTENT_ROLES, Recipe
+from tamis.scoring.likelihood import AtLevel
 from tamis.scoring.operator import REGISTRY, RowScorer, Scorer, Signal
+from tamis.selectors.generator import Generator
 from tamis.selectors.selector import TableOperator
 from tamis.selectors.table import is_number
+from tamis.selectors.table_scorer import TableScorer
 from tamis.selectors.vectors import is_vector
 from tamis.storage.corpus import Corpus
 from tamis.storage.errors import UserError
+from tamis.storage.messages import can_hold_id
 
 #: Resident bytes of the interpreter with what the core imports, and of a worker's batches:
 #: measured on the benchmark corpus, rounded up.
@@ -71,6 +75,7 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
     known = set(schema.names)
     kinds = dict(zip(schema.names, schema.types, strict=True))
     embedded: set[str] = set()
+    givers: dict[str, Scorer] = {}
     for index, stage in enumerate(recipe.stages):
         for name in sorted(stage.reads() - known):
             raise UserError(
@@ -79,16 +84,18 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                 where=where,
                 mend=_who_gives(name) or f"known here: {', '.join(sorted(known))}",
             )
+        for name in sorted(stage.numbers() & set(schema.names)):
+            if not is_number(schema.field(name).type):
+                raise UserError(
+                    f"stages[{index}] ({stage.stage}): expected a number or a time, found "
+                    f"{name!r} of type {schema.field(name).type}",
+                    where=where,
+                )
+        if isinstance(stage, AtLevel):
+            stage.check_levels(givers.get(stage.list_column))
         if isinstance(stage, TableOperator):
             for name in sorted(stage.groups_by() & set(schema.names)):
                 _check_plain(schema, name, f"stages[{index}] ({stage.stage})")
-            for name in sorted(stage.numbers() & set(schema.names)):
-                if not is_number(schema.field(name).type):
-                    raise UserError(
-                        f"stages[{index}] ({stage.stage}): expected a number or a time, found "
-                        f"{name!r} of type {schema.field(name).type}",
-                        where=where,
-                    )
             for name in sorted(stage.vectors()):
                 if not is_vector(kinds[name]):
                     raise UserError(
@@ -104,6 +111,9 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                     where=where,
                     mend="put `- operator: embedding` before it",
                 )
+        if isinstance(stage, Generator):
+            stage.source({s.stage: s for s in recipe.stages[:index]})
+            _check_generated(recipe, schema)
         if isinstance(stage, Scorer):
             for name in stage.fields().names:
                 if name in known:
@@ -114,6 +124,7 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                         mend="rename the column of the corpus or leave out one of the two",
                     )
                 known.add(name)
+                givers[name] = stage
                 kinds[name] = stage.fields().field(name).type
                 if isinstance(stage, RowScorer):
                     embedded.add(name)
@@ -129,6 +140,27 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                 f"output.add: the corpus has a column {column!r} already",
                 where=where,
                 mend="give the score another name, as in `add: {margin_of_policy: margin}`",
+            )
+
+
+def _check_generated(recipe: Recipe, schema: pa.Schema) -> None:
+    """Whether rows of this corpus can be made, and scored for the dataset."""
+    column = recipe.corpus.roles.id
+    if column is not None and not can_hold_id(schema.field(column).type):
+        raise UserError(
+            f"corpus.roles.id: rows are made, and {column!r} of type {schema.field(column).type} "
+            "cannot hold ids for them",
+            where="recipe",
+            mend="store the ids as text or as 64-bit integers",
+        )
+    added = set(recipe.output.added.values()) if recipe.output is not None else set()
+    for stage in recipe.stages:
+        if isinstance(stage, TableScorer) and added & set(stage.fields().names):
+            raise UserError(
+                f"output.add: {stage.stage} scores the rows of the corpus together, and rows are "
+                "made that are not among them",
+                where="recipe",
+                mend="leave out its scores, or make and score rows in two runs",
             )
 
 
@@ -215,5 +247,7 @@ def memory_needed(recipe: Recipe, corpus: Corpus, workers: int) -> tuple[int, st
         for stage in recipe.stages
         if isinstance(stage, TableOperator)
     }
+    makers = [stage for stage in recipe.stages if isinstance(stage, Generator)]
+    needs |= {stage.stage: stage.memory(corpus.rows) for stage in makers}
     largest = max(needs, key=lambda name: needs[name], default="")
     return fixed + needs.get(largest, 0), largest

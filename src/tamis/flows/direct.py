@@ -23,12 +23,15 @@ from tamis.flows.account import (
     ledger_counts,
     reasons_dropped,
     stage_reports,
+    write_generated,
     write_ledger,
 )
 from tamis.flows.checks import check_columns, memory_needed
+from tamis.flows.generate import generate, score_generated
 from tamis.flows.steps import Run, score, select, set_aside, write_dataset
 from tamis.recipe import Recipe
 from tamis.scoring.operator import RowScorer, Signal
+from tamis.selectors.generator import Generator
 from tamis.selectors.reference import references_of
 from tamis.selectors.selector import Selector
 from tamis.selectors.table_scorer import TableScorer
@@ -39,7 +42,7 @@ from tamis.storage.dataset import DatasetWriter, card, check_output, file_entrie
 from tamis.storage.errors import UserError
 from tamis.storage.files import digest_of, locked, write_json
 from tamis.storage.ingest import SOURCE_SCHEMES, open_corpus
-from tamis.storage.ledger import QUARANTINED, Balance
+from tamis.storage.ledger import GENERATED, QUARANTINED, Balance
 from tamis.storage.memory import show_bytes, watch_memory
 from tamis.storage.places import STORES, Place, absolute, is_remote, kind_of, place_of, shown
 from tamis.storage.rows import Identify, identify
@@ -56,7 +59,8 @@ class Result:
     """A finished run.
 
     Attributes:
-        manifest: rows in, kept, dropped by reason, quarantined, written; stages; digests.
+        manifest: rows in, kept, dropped by reason, quarantined, generated, written; stages;
+            digests.
         workspace: folder of sidecars, ledger and catalog.
         output: folder of the dataset, or None.
         peak_memory: resident bytes of the process tree at its highest.
@@ -76,7 +80,7 @@ class Result:
 
     @property
     def decisions(self) -> pl.LazyFrame:
-        """Every row's decision."""
+        """Every row's decision, those of generated rows last."""
         return scan(self._ledger)
 
     @property
@@ -88,6 +92,11 @@ class Result:
     def dropped(self) -> pl.LazyFrame:
         """Decisions of the rows that were dropped, with reason, value, threshold and partner."""
         return self.decisions.filter(pl.col("action") == "drop")
+
+    @property
+    def generated(self) -> pl.LazyFrame:
+        """What the ledger says of rows that stages made, with their parents."""
+        return self.decisions.filter(pl.col("action") == GENERATED)
 
 
 class Clock:
@@ -135,14 +144,20 @@ def run_recipe(
                     score(run, stage)
                 elif isinstance(stage, Selector):
                     select(run, stage)
+                elif isinstance(stage, Generator):
+                    generate(run, stage)
         with clock.step("ledger"):
             ledger = write_ledger(run)
+            lineage = [write_generated(run, made) for made in run.generated]
+            made_ledger = [path for paths, _ in lineage for path in paths]
         # The dataset takes its place last: a run that fails before has touched nothing.
         with DatasetWriter(output, workspace) if output else nullcontext() as writer:
             with clock.step("dataset"):
+                if writer is not None:
+                    score_generated(run)
                 entries = write_dataset(run, writer) if writer is not None else []
-            manifest = _manifest(run, ledger, entries)
-            write_json(workspace / WORKSPACE_MANIFEST, _with_places(run, manifest, ledger))
+            manifest = _manifest(run, [*ledger, *made_ledger], entries)
+            write_json(workspace / WORKSPACE_MANIFEST, _with_places(run, manifest, ledger, lineage))
             watch.sample()
             ended = datetime.now(UTC)
             _note_run(workspace, manifest, started, ended, watch.peak, clock.seconds)
@@ -153,7 +168,14 @@ def run_recipe(
             shutil.rmtree(workspace / "orders", ignore_errors=True)
     seconds = (ended - started).total_seconds()
     return Result(
-        manifest, workspace, output, watch.peak, bound, seconds, clock.seconds, tuple(ledger)
+        manifest,
+        workspace,
+        output,
+        watch.peak,
+        bound,
+        seconds,
+        clock.seconds,
+        (*ledger, *made_ledger),
     )
 
 
@@ -179,6 +201,7 @@ def _note_run(
             "kept": rows["kept"],
             "dropped": sum(rows["dropped"].values()),
             "quarantined": rows["quarantined"],
+            "generated": rows["generated"],
             "written": rows["written"],
             "peak_memory": peak,
             "steps": {name: round(seconds, 3) for name, seconds in steps.items()},
@@ -329,14 +352,14 @@ def open_run(recipe: Recipe, workspace: Place, runner: Runner, report: Progress)
     task = Identify(
         shards=corpus.keep(home / "orders"),
         folder=str(home / "ids"),
-        identity=[roles.id] if roles.id else part.identity or corpus.schema.names,
+        identity=part.identity_in(corpus.schema),
         required=roles.required(),
     )
     rows = identify(
         corpus,
         task,
         runner,
-        explicit_id=roles.id is not None or part.identity is not None,
+        explicit_id=part.explicit_id,
         on_duplicate_id=part.on_duplicate_id,
     )
     columns: dict[str, Source] = {**roles.columns()}
@@ -345,7 +368,12 @@ def open_run(recipe: Recipe, workspace: Place, runner: Runner, report: Progress)
     return run, bound
 
 
-def _with_places(run: Run, manifest: dict[str, Any], ledger: list[Place]) -> dict[str, Any]:
+def _with_places(
+    run: Run,
+    manifest: dict[str, Any],
+    ledger: list[Place],
+    lineage: list[tuple[list[Place], list[Place]]],
+) -> dict[str, Any]:
     """The manifest with what the catalog needs: where shards and sidecars lie."""
 
     home = absolute(run.workspace)
@@ -358,6 +386,18 @@ def _with_places(run: Run, manifest: dict[str, Any], ledger: list[Place]) -> dic
         "columns": run.corpus.schema.names,
         "ledger": [inside(path) for path in ledger],
         "shards": _shard_entries(run.corpus, run.workspace),
+        "generated": {
+            made.stage: {
+                "shards": _shard_entries(made.corpus, run.workspace),
+                "ledger": [inside(path) for path in decisions],
+                "notes": [inside(path) for path in notes],
+                "scores": {
+                    found.operator.stage: [inside(path) for path in found.paths]
+                    for found in made.scores.values()
+                },
+            }
+            for made, (decisions, notes) in zip(run.generated, lineage, strict=True)
+        },
         **{
             view: {
                 name: {
@@ -395,10 +435,19 @@ def _manifest(run: Run, ledger: list[Place], entries: list[OutputFile]) -> dict[
     kept = counts.get("keep", 0)
     quarantined = counts.get(QUARANTINED, 0) + run.corpus.unread_rows
     dropped = reasons_dropped(run)
-    written = sum(entry.rows for entry in entries)
     corpus = run.corpus
-    balance = Balance(corpus.rows + corpus.unread_rows, kept, dropped, quarantined, written)
-    balance.check(expected_written=kept if entries else 0)
+    balance = Balance(
+        rows_in=corpus.rows + corpus.unread_rows,
+        kept=kept,
+        dropped=dropped,
+        quarantined=quarantined,
+        generated=counts.get(GENERATED, 0),
+        written=sum(entry.rows for entry in entries),
+    )
+    balance.check(
+        expected_generated=sum(len(made.parents) for made in run.generated),
+        expected_written=kept + balance.generated if entries else 0,
+    )
     recipe = run.recipe.model_dump(mode="json", exclude={"memory", "workers", "runner", "cluster"})
     recipe["corpus"]["path"] = shown(recipe["corpus"]["path"])
     for stage in recipe["stages"]:

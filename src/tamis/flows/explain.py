@@ -1,4 +1,4 @@
-"""One row's way through a run, and its partner's, as far as the chain goes."""
+"""One row's way through a run, and its partner's or parent's, as far as the chain goes."""
 
 import re
 from typing import Any
@@ -12,6 +12,8 @@ from tamis.storage.places import Place
 
 def explain(workspace: Place, row_id: str, copy: int | None = None) -> list[dict[str, Any]]:
     """The row's entry in the view ``why``, then those of its partner, its partner's partner, …
+
+    A generated row is followed by its parent.
 
     Args:
         row_id: 32 hex digits, or the first of them if they tell a row apart.
@@ -28,9 +30,12 @@ def explain(workspace: Place, row_id: str, copy: int | None = None) -> list[dict
         while True:
             entry = _entry(connection, full, number)
             chain.append(entry)
-            if entry["partner"] is None or entry["partner_source"] is not None:
+            if entry["parent"] is not None:
+                full, number = entry["parent"], entry["parent_copy"]
+            elif entry["partner"] is not None and entry["partner_source"] is None:
+                full, number = entry["partner"], entry["partner_copy"]
+            else:
                 return chain
-            full, number = entry["partner"], entry["partner_copy"]
 
 
 def _resolve(

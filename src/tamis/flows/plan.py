@@ -117,7 +117,12 @@ def _found(workspace: Place) -> dict[str, int]:
     found: dict[str, int] = {}
     if kind_of(workspace) is not None:
         with place_errors(workspace):
-            for pattern in ("ids/*.parquet", "s*/**/*.parquet", "decisions/*.parquet"):
+            for pattern in (
+                "ids/*.parquet",
+                "s*/**/*.parquet",
+                "decisions/*.parquet",
+                "generated/**/*.parquet",
+            ):
                 for path in map(str, workspace.glob(pattern)):
                     inside = path.removeprefix(f"{workspace}/").split("/")
                     room = "/".join(inside[: min(2, len(inside) - 1)])

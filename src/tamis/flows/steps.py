@@ -14,6 +14,7 @@ from tamis.flows.earlier import known_pairs
 from tamis.recipe import Recipe
 from tamis.scoring.evaluate import Evaluated, evaluate, located
 from tamis.scoring.operator import RowScorer, Signal
+from tamis.selectors.generator import NewRows
 from tamis.selectors.known_pairs import Known
 from tamis.selectors.selector import Selector, TableOperator
 from tamis.selectors.table import Table, signal_key
@@ -25,6 +26,7 @@ from tamis.storage.edges import Edges
 from tamis.storage.errors import RunError
 from tamis.storage.files import digest_of, whole_file
 from tamis.storage.ingest import UNREAD
+from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import OUTSIDE, RULES, Drops
 from tamis.storage.places import Place, kind_of, parquet_file, place_errors, shown
 from tamis.storage.rows import Rows, bad_rows, examples_of, rows_of
@@ -53,6 +55,26 @@ class Decided:
         return [self.drops.reasons[index] for index in self.drops.reason]
 
 
+@dataclass(frozen=True)
+class Generated:
+    """The rows that a generator made.
+
+    Attributes:
+        corpus: their files, in the order of their parents.
+        rows: their ids.
+        parents: position in the run's corpus of the row that each was made from.
+        new: what the generator said of them.
+        scores: those that the dataset shows, computed for these rows.
+    """
+
+    stage: str
+    corpus: Corpus
+    rows: Rows
+    parents: Int64s
+    new: NewRows
+    scores: dict[str, Evaluated] = field(default_factory=dict)
+
+
 @dataclass
 class Run:
     """What is known of a run while it goes on.
@@ -61,6 +83,7 @@ class Run:
         signed: by `signal_key`, the rows that the first stage to ask a signal asked it of.
         signals: by selector, where the signals that it asked for lie.
         quarantine: files of rows that cannot be used.
+        generated: rows that stages made; later stages do not see them.
     """
 
     recipe: Recipe
@@ -78,6 +101,7 @@ class Run:
     signed: dict[str, Mask] = field(default_factory=dict)
     signals: dict[str, list[Evaluated]] = field(default_factory=dict)
     quarantine: list[Place] = field(default_factory=list)
+    generated: list[Generated] = field(default_factory=list)
 
     @property
     def rewritten(self) -> dict[str, Source]:
@@ -238,13 +262,14 @@ def step_of(run: Run, stage: TableOperator) -> str:
     )
 
 
-def table_of(run: Run) -> Table:
-    """The rows still kept, as selectors see them."""
+def table_of(run: Run, inside: Mask | None = None) -> Table:
+    """The rows still kept, or those that are `inside`, as selectors see them."""
+    kept = run.kept if inside is None else inside
     return Table(
         run.corpus,
         run.rows,
-        run.kept,
-        np.flatnonzero(run.kept),
+        kept,
+        np.flatnonzero(kept),
         run.columns,
         run.rewritten,
         run.scores,
@@ -361,19 +386,26 @@ def _store_edges(run: Run, edges: Edges, path: Place) -> None:
 
 
 def write_dataset(run: Run, writer: DatasetWriter) -> list[OutputFile]:
-    """Write the kept rows: the corpus's columns, rewritten text, and the scores asked for."""
+    """Write the kept rows, then those that stages made: the corpus's columns, rewritten text, and
+    the scores asked for.
+    """
     assert run.recipe.output is not None
+    added = run.recipe.output.added
+    fields = {c: run.scores[n].operator.fields().field(n) for c, n in added.items()}
+    schema = dataset_schema(run.corpus.schema, fields)
+    entries: list[OutputFile] = []
+
+    def write(corpus: Corpus, kept: Mask, beside: dict[str, Beside], name: str, first: int) -> None:
+        mask, done = keep_mask(kept, run.workspace / "orders"), corpus.advance(name, run.progress)
+        entries.extend(writer.write(corpus, mask, schema, beside, run.runner, done, first))
+
     beside = {name: s for name, s in run.rewritten.items() if isinstance(s, Beside)}
-    added = {}
-    for column, name in run.recipe.output.added.items():
-        evaluated = run.scores[name]
-        beside[column] = evaluated.column(name)
-        added[column] = evaluated.operator.fields().field(name).with_name(column)
-    return writer.write(
-        run.corpus,
-        keep_mask(run.kept, run.workspace / "orders"),
-        dataset_schema(run.corpus.schema, added),
-        beside,
-        run.runner,
-        run.advance("writing the dataset"),
-    )
+    beside |= {column: run.scores[name].column(name) for column, name in added.items()}
+    write(run.corpus, run.kept, beside, "writing the dataset", 0)
+    first = len(run.corpus.shards)
+    for made in run.generated:
+        beside = {column: made.scores[name].column(name) for column, name in added.items()}
+        every = np.ones(made.corpus.rows, np.bool_)
+        write(made.corpus, every, beside, f"writing rows of {made.stage}", first)
+        first += len(made.corpus.shards)
+    return entries or [writer.write_nothing(schema)]

@@ -30,6 +30,7 @@ from tamis.flows.steps import (
 from tamis.recipe import Recipe, check_recipe
 from tamis.scoring.evaluate import Evaluated, evaluate, located, rows_missing
 from tamis.scoring.operator import RowScorer
+from tamis.selectors.generator import Generator
 from tamis.selectors.known_pairs import Known, KnownPairs
 from tamis.selectors.selector import Selector
 from tamis.selectors.table import Table, signal_key
@@ -163,7 +164,7 @@ def look_back(workspace: Place, runner: Runner, progress: Progress) -> Past:
         past.columns[stage.stage] = dict(run.columns)
         if isinstance(stage, Selector):
             select(run, stage)
-        else:
+        elif isinstance(stage, RowScorer | TableScorer):
             score(run, stage)
     if int(run.kept.sum()) != manifest["rows"]["kept"]:
         raise RunError(
@@ -291,6 +292,8 @@ def alternative(past: Past, changes: Changes, evaluate_more: bool = False) -> Al
     for stage in recipe.stages:
         if isinstance(stage, Selector):
             _decide_again(found, past, stage, evaluate_more)
+        elif isinstance(stage, Generator):
+            continue  # rows that a stage made are no part of the comparison
         elif evaluate_more:
             score(run, stage)
         elif isinstance(stage, TableScorer):

@@ -76,8 +76,10 @@ class Evaluated:
 
     def stored(self, name: str) -> str:
         """What one of its columns is called in the sidecars."""
-        at = self.operator.fields().get_field_index(name)
-        return str(_as_stored(self.operator).fields().names[at])
+        names = self.operator.fields().names
+        if name not in names:  # a content key, see `reuse`
+            return name
+        return str(_as_stored(self.operator).fields().names[names.index(name)])
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The sidecars' columns, shard by shard in bounded batches."""

@@ -6,6 +6,7 @@ model's own forward within rounding: that is tried on random tokens when a model
 that fails (for what its attention or its head does besides) is run as it is, with padding.
 """
 
+import copy
 import gc
 import inspect
 import logging
@@ -156,6 +157,14 @@ class LanguageModel:
             packs = _padded_batches(tokens.lengths[items.row], self._budget, self._own_rows)
         in_threads(run, packs, self._workers)
         return _by_row(items, out, len(context))
+
+    def unpacked(self) -> Any:
+        """The model as transformers runs it, which may generate; the weights are the same."""
+        weights = {id(part): part for part in (*self._model.parameters(), *self._model.buffers())}
+        plain = copy.deepcopy(self._model, memo=weights)
+        if self.way == "packed":
+            plain.set_attn_implementation("sdpa")
+        return plain
 
     @property
     def _width(self) -> int:

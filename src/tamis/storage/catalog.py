@@ -3,11 +3,14 @@
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from tamis.storage.errors import UserError
 from tamis.storage.files import read_json, whole_file
@@ -47,7 +50,7 @@ def _no_pattern(path: str) -> str:
 
 
 def _fill(connection: duckdb.DuckDBPyConnection, workspace: Place) -> None:
-    """Make the views ``rows``, ``scores``, ``signals``, ``decisions``, ``why`` and ``runs``.
+    """Make the views: those of ``rows``, ``scores``, ``signals``, ``decisions``, and more.
 
     Raises:
         UserError: if no run has ended in this workspace.
@@ -60,6 +63,7 @@ def _fill(connection: duckdb.DuckDBPyConnection, workspace: Place) -> None:
         )
     with place_errors(place):
         manifest = read_json(place)
+    manifest = _with_generated(manifest)
     # DuckDB reaches stores as tamis itself does, with the same credentials.
     places = [workspace, *(_absolute(workspace, s["path"]) for s in manifest["shards"])]
     stores = {found.protocol: found.fs for found in places if not isinstance(found, Path)}
@@ -74,8 +78,23 @@ def _fill(connection: duckdb.DuckDBPyConnection, workspace: Place) -> None:
         _runs(workspace),
         _why(manifest),
         _certificates(manifest),
+        _generated(workspace, manifest),
     ):
         connection.execute(statement)
+
+
+def _with_generated(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest as if generated rows were further shards of the corpus."""
+    shards, ledger = list(manifest["shards"]), list(manifest["ledger"])
+    scores = {view: dict(manifest[view]) for view in ("scores", "signals")}
+    for made in manifest.get("generated", {}).values():
+        shards += [{**s, "shard": len(shards) + at} for at, s in enumerate(made["shards"])]
+        ledger += made["ledger"]
+        for found in scores.values():
+            for name in found.keys() & made["scores"].keys():
+                files = [*found[name]["files"], *made["scores"][name]]
+                found[name] = {**found[name], "files": files}
+    return {**manifest, "shards": shards, "ledger": ledger, **scores}
 
 
 def _web() -> Any:
@@ -109,9 +128,11 @@ def _ledger(workspace: Place, manifest: dict[str, Any]) -> list[str]:
 
 def _decisions() -> str:
     partner = f"CASE WHEN partner_hi IS NOT NULL THEN {_ROW_ID.format('partner')} END"
+    parent = f"CASE WHEN parent_hi IS NOT NULL THEN {_ROW_ID.format('parent')} END"
     return f"""CREATE VIEW decisions AS SELECT {_ROW_ID.format("id")} AS row_id, copy, action,
         repeat, weight, stage, reason, value, threshold, rules, {partner} AS partner,
-        partner_copy, partner_source, evidence, similarity, shard, row FROM ledger"""
+        partner_copy, partner_source, evidence, similarity, {parent} AS parent, parent_copy,
+        shard, row FROM ledger"""
 
 
 def _rows(workspace: Place, manifest: dict[str, Any]) -> str:
@@ -189,7 +210,7 @@ def _why(manifest: dict[str, Any]) -> str:
         LEFT JOIN scores ps ON ps.shard = p.shard AND ps.row = p.row"""
     return f"""CREATE VIEW why AS SELECT d.row_id, d.copy, d.action, d.stage, d.reason, d.value,
     d.threshold, d.rules, d.partner, d.partner_copy, d.partner_source, d.evidence, d.similarity,
-    {scores} AS scores, {mine} AS text, {theirs} AS partner_text,
+    d.parent, d.parent_copy, {scores} AS scores, {mine} AS text, {theirs} AS partner_text,
     {_quoted(manifest["recipe_digest"])} AS recipe,
     (SELECT run_id FROM runs WHERE runs.recipe = {_quoted(manifest["recipe_digest"])}
      ORDER BY started DESC LIMIT 1) AS run
@@ -230,6 +251,17 @@ def _certificates(manifest: dict[str, Any]) -> str:
     )
 
 
+def _generated(workspace: Place, manifest: dict[str, Any]) -> str:
+    """A row for every row that a stage made, with its parent and what the stage says of it."""
+    head = "SELECT d.row_id, d.copy, d.stage, d.parent, d.parent_copy, d.value, d.threshold"
+    files = [name for made in manifest.get("generated", {}).values() for name in made["notes"]]
+    if not files:
+        return f"CREATE VIEW generated AS {head} FROM decisions d LIMIT 0"
+    notes = _parquet([str(workspace / name) for name in files], ", union_by_name = true")
+    return f"""CREATE VIEW generated AS {head}, n.* EXCLUDE (shard, row) FROM decisions d
+    JOIN shards s ON s.shard = d.shard JOIN {notes} n ON n.shard = s.digest AND n.row = d.row"""
+
+
 _RUN_COLUMNS = {
     "run_id": "VARCHAR",
     "recipe": "VARCHAR",
@@ -239,6 +271,7 @@ _RUN_COLUMNS = {
     "kept": "BIGINT",
     "dropped": "BIGINT",
     "quarantined": "BIGINT",
+    "generated": "BIGINT",
     "written": "BIGINT",
     "peak_memory": "BIGINT",
     "tamis": "VARCHAR",
@@ -253,6 +286,14 @@ def _runs(workspace: Place) -> str:
     types = ", ".join(f"{name}: '{kind}'" for name, kind in _RUN_COLUMNS.items())
     listed = ", ".join(map(_quoted, map(_no_pattern, files)))
     return f"CREATE VIEW runs AS SELECT * FROM read_json([{listed}], columns = {{{types}}})"
+
+
+def workspace_of(place: Place) -> Place:
+    """The workspace itself, or the one beside a dataset's folder."""
+    beside = place_of(f"{str(absolute(place)).rstrip('/')}.tamis")
+    if kind_of(place / CATALOG) is None and kind_of(beside / CATALOG) is not None:
+        return beside
+    return place
 
 
 def write_catalog(workspace: Place) -> Place:
@@ -283,19 +324,82 @@ def query(
     Raises:
         UserError: for anything but a single query, and for what DuckDB finds wrong in it.
     """
-    with open_catalog(workspace) as connection:
-        try:
-            kinds = [statement.type for statement in connection.extract_statements(sql)]
-            allowed = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
-            if len(kinds) != 1 or kinds[0] not in allowed:
-                raise UserError("give one SELECT", where="sql", mend="the catalog is read-only")
-            answer = connection.execute(sql)
-            names = [column[0] for column in answer.description or ()]
-            return names, answer.fetchall() if limit is None else answer.fetchmany(limit)
-        except duckdb.Error as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(
-                first,
-                where="sql",
-                mend="views: rows, scores, signals, decisions, why, certificates, runs",
-            ) from error
+    with open_catalog(workspace) as connection, _told_errors():
+        _check_reads(connection, sql)
+        answer = connection.execute(sql)
+        names = [column[0] for column in answer.description or ()]
+        return names, answer.fetchall() if limit is None else answer.fetchmany(limit)
+
+
+def query_table(workspace: Place, sql: str) -> pa.Table:
+    """The answer to one reading query over the views; errors as of `query`."""
+    with open_catalog(workspace) as connection, _told_errors():
+        _check_reads(connection, sql)
+        return connection.sql(sql).to_arrow_table()
+
+
+def views_of(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    """By column, the view that holds it: signals and scores, and what the user's rows have."""
+    found: dict[str, str] = {}
+    for view in ("scores", "signals", "rows"):
+        described = connection.execute(f"SELECT * FROM {view} LIMIT 0").description or ()
+        for column in described:
+            found.setdefault(column[0], view)
+    return found
+
+
+def stored_batches(
+    connection: duckdb.DuckDBPyConnection, columns: Mapping[str, str], rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Columns of all rows in no particular order, after ``shard``, ``row``, ``row_id``, ``copy``.
+
+    Args:
+        columns: name to the view that holds it, as in `views_of`.
+        rows: about how many a batch has.
+    """
+    first, *others = dict.fromkeys(columns.values())
+    joins = "".join(f" JOIN {view} USING (shard, row)" for view in others)
+    named = ", ".join(f"{view}.{_name(name)}" for name, view in columns.items())
+    keys = f"{first}.shard, {first}.row, {first}.row_id, {first}.copy"
+    answer = connection.sql(f"SELECT {keys}, {named} FROM {first}{joins}")
+    reader: pa.RecordBatchReader = answer.to_arrow_reader(rows)
+    yield from reader
+
+
+def figures_of(
+    connection: duckdb.DuckDBPyConnection, view: str, columns: Sequence[str]
+) -> list[list[Any]]:
+    """For every score its name, how many rows have it, and minimum, mean, three quantiles (5 %,
+    median, 95 %) and maximum of those."""
+    found = []
+    for column in columns:
+        name = _name(column)
+        values = connection.execute(
+            f"SELECT count({name}), min({name}), avg({name}), "
+            f"quantile_cont({name}, [.05, .5, .95]), max({name}) FROM {view} "
+            f"WHERE NOT isnan({name}::DOUBLE)"
+        ).fetchall()[0]
+        found.append([column, *values[:3], *(values[3] or [None] * 3), values[4]])
+    return found
+
+
+def _check_reads(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Refuse anything but one query that only reads."""
+    kinds = [statement.type for statement in connection.extract_statements(sql)]
+    allowed = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+    if len(kinds) != 1 or kinds[0] not in allowed:
+        raise UserError("give one SELECT", where="sql", mend="the catalog is read-only")
+
+
+@contextmanager
+def _told_errors() -> Iterator[None]:
+    """What DuckDB finds wrong in a query, in one line."""
+    try:
+        yield
+    except duckdb.Error as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            first,
+            where="sql",
+            mend="views: rows, scores, signals, decisions, generated, why, certificates, runs",
+        ) from error

@@ -121,15 +121,17 @@ class DatasetWriter:
         beside: Mapping[str, Beside],
         runner: Runner,
         done: Done,
+        first: int = 0,
     ) -> list[OutputFile]:
         """Write the kept rows of every shard; a file that is there already is linked, not written.
 
-        A shard of which nothing is kept gets no file; an empty dataset gets one empty file.
+        A shard of which nothing is kept gets no file.
 
         Args:
             kept: mask of all rows, see `keep_mask`.
             schema: columns of the dataset.
             beside: those of them whose values lie in sidecars.
+            first: number that the files begin with.
         """
         task = Write(
             shards=corpus.keep(self._workspace / "orders"),
@@ -138,18 +140,20 @@ class DatasetWriter:
             beside=dict(beside),
             target=str(self.target),
             previous=self._replaced,
+            first=first,
         )
         found = runner.map(task, corpus.sizes, done)
-        entries = [OutputFile(**entry) for entry in found if entry is not None]
-        if not entries:
-            key = digest_of(["empty", packed_schema(schema)])
+        return [OutputFile(**entry) for entry in found if entry is not None]
 
-            def nothing(path: Path) -> int:
-                pq.write_table(schema.empty_table(), path, compression="zstd")
-                return 0
+    def write_nothing(self, schema: pa.Schema) -> OutputFile:
+        """The one empty file of a dataset without rows."""
+        key = digest_of(["empty", packed_schema(schema)])
 
-            entries = [write_file(self.target / file_name(0, key), key, nothing)]
-        return entries
+        def nothing(path: Path) -> int:
+            pq.write_table(schema.empty_table(), path, compression="zstd")
+            return 0
+
+        return write_file(self.target / file_name(0, key), key, nothing)
 
     def publish(self, manifest: dict[str, Any], entries: Sequence[OutputFile], text: str) -> None:
         """Check what was written, add card and manifest, and take the dataset's place.
@@ -211,7 +215,8 @@ def card(manifest: dict[str, Any]) -> str:
         "# Dataset",
         "",
         f"{rows['written']:,} rows, selected from {rows['in']:,} by "
-        f"tamis {manifest['versions']['tamis']}. Every row that is not here has a reason:",
+        f"tamis {manifest['versions']['tamis']}. Every row that is not here has a reason"
+        f"{', every generated row a parent' if rows['generated'] else ''}:",
         "",
         "| | rows |",
         "|---|---:|",
@@ -219,6 +224,7 @@ def card(manifest: dict[str, Any]) -> str:
         *(f"| dropped: {reason} | {count:,} |" for reason, count in rows["dropped"].items()),
         f"| quarantined | {rows['quarantined']:,} |",
         f"| kept | {rows['kept']:,} |",
+        *([f"| generated | {rows['generated']:,} |"] if rows["generated"] else []),
         "",
         *(f"{line}\n" for line in certificates(manifest)),
         "`manifest.json` holds the recipe, the versions and the digests of inputs and files.",

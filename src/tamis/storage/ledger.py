@@ -35,6 +35,15 @@ OUTSIDE = pa.schema(
     ]
 )
 
+#: The row that a generated row was made from.
+PARENT = pa.schema(
+    [
+        pa.field("parent_hi", pa.uint64()),
+        pa.field("parent_lo", pa.uint64()),
+        pa.field("parent_copy", pa.uint32()),
+    ]
+)
+
 #: What a decision says, after ``shard`` and ``row``.
 DECISION = pa.schema(
     [
@@ -51,9 +60,12 @@ DECISION = pa.schema(
         pa.field("rules", RULES),
         *OUTSIDE,
         pa.field("similarity", pa.float64()),
+        *PARENT,
     ]
 )
 
+#: Action of a row that no input row is: a stage made it.
+GENERATED = "generate"
 #: Why a row that no stage saw is not in the dataset.
 QUARANTINED = "quarantine"
 
@@ -142,9 +154,10 @@ class Balance:
     kept: int
     dropped: dict[str, int]
     quarantined: int
+    generated: int
     written: int
 
-    def check(self, expected_written: int) -> None:
+    def check(self, expected_generated: int, expected_written: int) -> None:
         """Raise unless every row is accounted for exactly once.
 
         Raises:
@@ -156,6 +169,11 @@ class Balance:
                 f"the ledger does not balance: {self.rows_in} rows in, but {self.kept} kept + "
                 f"{sum(self.dropped.values())} dropped + {self.quarantined} quarantined = "
                 f"{accounted}",
+                mend="this is a defect of tamis: nothing was published",
+            )
+        if self.generated != expected_generated:
+            raise RunError(
+                f"{expected_generated} rows were generated, the ledger holds {self.generated}",
                 mend="this is a defect of tamis: nothing was published",
             )
         if self.written != expected_written:
@@ -171,5 +189,6 @@ class Balance:
             "kept": self.kept,
             "dropped": self.dropped,
             "quarantined": self.quarantined,
+            "generated": self.generated,
             "written": self.written,
         }

@@ -49,6 +49,7 @@ class Write(Task):
         target: where the file goes.
         previous: file (of `keep_json`) with the ``folder`` of the dataset that is replaced and
             its ``files`` by key.
+        first: number of the first file.
     """
 
     task: Literal["write"] = "write"
@@ -59,6 +60,7 @@ class Write(Task):
     beside: dict[str, Beside]
     target: str
     previous: str
+    first: int = 0
 
     def run(self, item: int) -> dict[str, Any] | None:
         """The file's `OutputFile`, or None where nothing of the shard is kept."""
@@ -77,7 +79,7 @@ class Write(Task):
         if self.beside:
             parts.append({name: column.key(shard) for name, column in self.beside.items()})
         key = digest_of(parts)
-        path = place_of(self.target) / file_name(item, key)
+        path = place_of(self.target) / file_name(self.first + item, key)
         previous = kept_json(self.previous)
         old = previous["files"].get(key)
         if old is not None and _reuse(place_of(previous["folder"]) / old["name"], old, path):
