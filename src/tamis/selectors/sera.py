@@ -122,7 +122,7 @@ class Sera(ScoreBudget):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = (
         "Ko et al. 2025, SeRA: self-reviewing and alignment of LLMs using implicit reward margins; "
-        "Clear preferences leave traces (2025); on the direction: arXiv 2508.04149"
+        "Diwan et al. 2025, Clear preferences leave traces; on the direction: arXiv 2508.04149"
     )
 
     @model_validator(mode="after")
