@@ -162,7 +162,7 @@ def digest_of_operator(name: str) -> str:
             columns = ", ".join(COLUMNS.get(name, cls(**params).fields().names))
             _, rows = query(result.workspace, f"SELECT {columns} FROM scores ORDER BY row_id")
             return digest_of([repr(row) for row in rows])
-        rows = result.decisions.drop("shard", "row").sort("id_hi").collect().rows()
+        rows = result.decisions.drop("shard", "row", *PARENT.names).sort("id_hi").collect().rows()
         return digest_of([repr(row) for row in rows])
 
 
@@ -236,7 +236,9 @@ def digest_of_overlap(name: str) -> str:
             }
         )
         if name == "decontaminate":
-            rows = result.decisions.drop("shard", "row").sort("id_hi").collect().rows()
+            rows = (
+                result.decisions.drop("shard", "row", *PARENT.names).sort("id_hi").collect().rows()
+            )
         else:
             rows = query(result.workspace, "SELECT * FROM scores ORDER BY row_id")[1]
         assert len(set(rows)) > 10
