@@ -18,6 +18,7 @@ import tamis
 from tamis.recipe import operators
 from tamis.scoring.embedding import Embedding
 from tamis.scoring.ngram_index import NgramIndex
+from tamis.scoring.ngram_model import NgramLogp, NgramModel
 from tamis.scoring.operator import RowScorer
 from tamis.selectors.table_scorer import TableScorer
 from tamis.storage.catalog import query
@@ -101,12 +102,20 @@ CUTTERS: dict[str, dict[str, Any]] = {
     "paragraph_dedup": {"min_characters": 5},
     "substring_dedup": {"min_bytes": 40, "bounds": "word"},
 }
+#: Operators on n-gram models, and the columns to look at.
+NGRAM_MODELS = {
+    "ngram_logp": "",
+    "ngram_likelihood": "target_logp, target_bytes, general_logp, general_tokens",
+    "cross_entropy_difference": "cross_entropy_difference",
+}
 #: Operators that look for the n-grams of a benchmark.
 OVERLAPS = ("contamination", "decontaminate")
 
 
 def digest_of_operator(name: str) -> str:
     cls = operators()[name]
+    if name in NGRAM_MODELS:
+        return digest_of_ngram_models(name)
     if name == "embedding":
         return digest_of_vectors()
     if name == "contamination_hits":
@@ -202,6 +211,39 @@ def digest_of_overlap(name: str) -> str:
             rows = query(result.workspace, "SELECT * FROM scores ORDER BY row_id")[1]
         assert len(set(rows)) > 10
         return digest_of([repr(row) for row in rows])
+
+
+def digest_of_ngram_models(name: str) -> str:
+    """What n-gram models and their difference make of texts, but for the last bits."""
+    with tempfile.TemporaryDirectory() as folder:
+        texts = [*TEXTS, *PAGES]
+        path = write_corpus(Path(folder) / "in.parquet", texts)
+        write_corpus(Path(folder) / "target.parquet", PAGES)
+        if name == "ngram_logp":
+            model = f"{folder}/model.npz"
+            NgramModel.trained(pa.array(TEXTS), 5).write(Path(model))
+            signal = NgramLogp(model=model).compute(pa.record_batch({"text": texts}))
+            found = list(zip(*signal.to_pydict().values(), strict=True))
+        else:
+            target = {"train": {"path": f"{folder}/target.parquet"}, "order": 4}
+            general = {"max_bytes": 3_000}
+            models = [("target", target), ("general", general)]
+            workspace = tamis.run(
+                {
+                    "corpus": {"path": str(path), "roles": {"text": "text", "id": "id"}},
+                    "stages": [
+                        *({"operator": "ngram_likelihood", "name": n, **p} for n, p in models),
+                        {"operator": "cross_entropy_difference"},
+                    ],
+                    "workspace": f"{folder}/work",
+                }
+            ).workspace
+            columns = NGRAM_MODELS[name]
+            found = query(workspace, f"SELECT {columns} FROM scores ORDER BY row_id")[1]
+        for column in zip(*found, strict=True):
+            assert len(set(column)) > 50
+            assert None in column or 0 in column
+        return digest_of([[value and f"{value:.6g}" for value in row] for row in found])
 
 
 def digest_of_hits() -> str:

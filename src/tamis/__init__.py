@@ -19,6 +19,7 @@ __all__ = [
     "load_recipe",
     "run",
     "score",
+    "sql",
     "what_if",
 ]
 
@@ -70,24 +71,71 @@ def run(recipe: "Recipe | str | Path | dict[str, Any]") -> "Result":
 
 
 def score(operator: str, frame: Any, *, params: dict[str, Any] | None = None, **roles: str) -> Any:
-    """Compute a row scorer on a frame in memory.
+    """Compute a row scorer on a frame in memory, or on the columns that a run has stored.
 
     Args:
         operator: its registered name.
-        frame: a polars, pandas or Arrow table.
+        frame: a polars, pandas or Arrow table; or a run's result, workspace or dataset, for a
+            scorer that reads columns and no text.
         params: parameters of the operator, if not its defaults.
         roles: column of every role the operator reads, as in ``text="body"``; a role that is
             also a column's name need not be given.
 
     Returns:
-        A polars DataFrame with a row per row and the operator's score columns.
+        A polars DataFrame with a row per row and the operator's score columns; for a run also
+        ``row_id`` and ``copy``, with a row for every row of its corpus.
 
     Raises:
-        UserError: for an unknown operator, a role without a column, or nulls in it.
-    """
-    from tamis.flows.in_memory import score_frame
+        UserError: for an unknown operator, a column or a role's column that is not there, or nulls
+            in a role's.
 
+    Example:
+        >>> import polars, tamis
+        >>> frame = polars.DataFrame({"policy_logp": [-3.5], "reference_logp": [-4.75]})
+        >>> tamis.score("implicit_reward", frame)["implicit_reward"].to_list()
+        [0.125]
+    """
+    from tamis.flows.in_memory import score_frame, score_stored
+
+    place = _run_place(frame)
+    if place is not None:
+        return score_stored(operator, place, params or {})
     return score_frame(operator, frame, params or {}, roles)
+
+
+def sql(run: "Result | str | Path", statement: str) -> "DataFrame":
+    """Query what a run left: the views of ``tamis sql``.
+
+    Args:
+        run: a result, or the workspace or dataset of a run.
+        statement: one SELECT over the views rows, scores, signals, decisions, why, certificates
+            and runs.
+
+    Returns:
+        A polars DataFrame.
+
+    Raises:
+        UserError: for anything but one SELECT, and for what DuckDB finds wrong in it.
+    """
+    import polars
+
+    from tamis.storage.catalog import query_table
+
+    found = polars.from_arrow(query_table(_run_place(run), statement))
+    assert isinstance(found, polars.DataFrame)
+    return found
+
+
+def _run_place(run: Any) -> Any:
+    """The workspace of a run, or None for what is none: a frame."""
+    from pathlib import Path
+
+    from tamis.storage.catalog import workspace_of
+    from tamis.storage.places import place_of
+
+    if hasattr(run, "workspace"):
+        return run.workspace
+    return workspace_of(place_of(run)) if isinstance(run, str | Path) else None
 
 
 def check(

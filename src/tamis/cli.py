@@ -48,7 +48,8 @@ Format = Annotated[
     str | None,
     typer.Option(
         "--format",
-        help="parquet, jsonl, csv, arrow, datasets or python; by file endings if not given.",
+        help="parquet, jsonl, csv, arrow, datasets, python or python-pairs; "
+        "by file endings if not given.",
     ),
 ]
 Workspace = Annotated[
@@ -233,8 +234,17 @@ def dedup(
 @app.command()
 def score(
     name: Annotated[str, typer.Argument(help="Row scorer; see `tamis operators`.")],
-    corpus: Annotated[str, typer.Argument(metavar="IN", help="File, folder, glob or URL.")],
+    corpus: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[IN]", help="File, folder, glob or URL; the columns of a workspace if not."
+        ),
+    ] = None,
     text: Text = "text",
+    role: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of another role, as in prompt=question (repeatable)."),
+    ] = None,
     row_id: Id = None,
     param: Annotated[
         list[str] | None,
@@ -242,53 +252,109 @@ def score(
     ] = None,
     format: Format = None,
     workspace: Annotated[
-        str | None, typer.Option("--workspace", "-w", help="Folder of the scores; IN.tamis.")
+        str | None,
+        typer.Option(
+            "--workspace", "-w", help="Folder of the scores, IN.tamis; without IN that of a run."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Without IN: Parquet file for the scores, by row_id.")
     ] = None,
     memory: Memory = None,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score every row; the data is not touched."""
+    """Score every row of IN, or of a run by the columns that it has stored; no data is touched."""
     from tamis.recipe import row_scorer
     from tamis.selectors.table import is_number
+    from tamis.storage.errors import UserError
     from tamis.storage.places import place_of
 
     row_scorer(name)
+    if corpus is None:
+        if workspace is None:
+            raise UserError("nothing to score", mend="give a file, or the workspace of a run (-w)")
+        _score_stored(name, workspace, param or [], out, as_json)
+        return
+    if out is not None:
+        raise UserError(
+            "--out is for the columns of a run",
+            mend="scores of a corpus lie in its workspace; leave out IN to score a run",
+        )
     home = place_of(workspace or _beside(corpus))
     stage = {**_parameters(param or []), "operator": name}
-    recipe = _recipe(corpus, format, {"text": text, "id": row_id}, [stage], None, str(home))
+    roles = {**_roles_of(stage, text), **_parameters(role or [], "--role"), "id": row_id}
+    recipe = _recipe(corpus, format, roles, [stage], None, str(home))
     fields = recipe.stages[0].fields()
     scores = [f.name for f in fields if is_number(f.type) and str(f.type) != "bool"]
     result = _execute(_with_limits(recipe, memory, workers), as_json)
-    from tamis.storage.catalog import query
+    from tamis.storage.catalog import figures_of, open_catalog
 
     view = "signals" if recipe.stages[0].kind == "signal" else "scores"
-    figures = []
-    for column in scores:
-        quoted = f'"{column}"'
-        values = query(
-            home,
-            f"SELECT count({quoted}), min({quoted}), quantile_cont({quoted}, [.05, .5, .95]), "
-            f"max({quoted}) FROM {view} WHERE NOT isnan({quoted}::DOUBLE)",
-        )[1][0]
-        low, middle, high = values[2] or (None, None, None)
-        figures.append([column, values[0], values[1], low, middle, high, values[3]])
+    with open_catalog(home) as connection:
+        figures = figures_of(connection, view, scores)
     if as_json:
-        keys = ("score", "rows", "min", "p5", "median", "p95", "max")
-        print(
-            json.dumps(
-                {**summary(result), "scores": [dict(zip(keys, f, strict=True)) for f in figures]}
-            )
-        )
+        print(json.dumps({**summary(result), "scores": _told(figures)}))
         return
-    table(
-        ("score", "rows", "min", "5 %", "median", "95 %", "max"),
-        [[str(f[0]), f"{f[1]:,}", *(figure(v) for v in f[2:])] for f in figures],
-    )
+    _tell_figures(figures)
     say(f"{view:<8} {home / view}")
     if scores:
         order = f"ORDER BY {scores[0]} DESC LIMIT 5"
         say(f'try      tamis sql -w {home} "SELECT * FROM {view} {order}"')
+
+
+def _score_stored(
+    name: str, workspace: str, param: list[str], out: Path | None, as_json: bool
+) -> None:
+    """Score the columns that a run has stored."""
+    import duckdb
+
+    from tamis.flows.in_memory import score_stored
+    from tamis.storage.catalog import figures_of
+    from tamis.storage.files import whole_file
+
+    found = score_stored(name, _workspace(workspace), _parameters(param))
+    scores = found.columns[2:]
+    with duckdb.connect() as connection:
+        connection.register("found", found.to_arrow())
+        figures = figures_of(connection, "found", scores)
+    if out is not None:
+        with whole_file(out) as temporary:
+            found.write_parquet(temporary)
+    if as_json:
+        print(json.dumps({"rows": len(found), "scores": _told(figures)}))
+        return
+    _tell_figures(figures)
+    if out is not None:
+        say(f"scores   {out}")
+    say(f"to select by them, put `- operator: {name}` into the recipe: only it is computed anew")
+
+
+_FIGURES = ("score", "rows", "min", "mean", "p5", "median", "p95", "max")
+
+
+def _told(figures: list[list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(_FIGURES, f, strict=True)) for f in figures]
+
+
+def _tell_figures(figures: list[list[Any]]) -> None:
+    table(
+        ("score", "rows", "min", "mean", "5 %", "median", "95 %", "max"),
+        [[str(f[0]), f"{f[1]:,}", *(figure(v) for v in f[2:])] for f in figures],
+    )
+
+
+def _roles_of(stage: dict[str, Any], text: str) -> dict[str, str | None]:
+    """Columns of the roles that an operator reads: `text`, and those that go by the role's name."""
+    from pydantic import ValidationError
+
+    from tamis.scoring.operator import operator_class
+
+    try:
+        used = operator_class(stage["operator"]).model_validate(stage).used_roles()
+    except ValidationError:
+        return {}  # the recipe's own check tells what does not fit
+    return {role: text if role == "text" else role for role in used}
 
 
 @app.command()
@@ -747,7 +813,7 @@ def _amount(value: str, option: str) -> dict[str, float | int]:
         ) from error
 
 
-def _parameters(given: list[str]) -> dict[str, Any]:
+def _parameters(given: list[str], option: str = "--param") -> dict[str, Any]:
     """Parameters given as ``name=value``, the value as in YAML."""
     import yaml
 
@@ -761,20 +827,16 @@ def _parameters(given: list[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             equals = ""
         if not equals:
-            raise UserError(f"--param: expected name=value, found {part!r}")
+            raise UserError(f"{option}: expected name=value, found {part!r}")
     return found
 
 
 def _workspace(path: str) -> "Place":
     """The workspace itself, or the one beside a dataset's folder."""
-    from tamis.storage.catalog import CATALOG
-    from tamis.storage.places import absolute, kind_of, place_of
+    from tamis.storage.catalog import workspace_of
+    from tamis.storage.places import place_of
 
-    place = place_of(path)
-    beside = place_of(f"{str(absolute(place)).rstrip('/')}.tamis")
-    if kind_of(place / CATALOG) is None and kind_of(beside / CATALOG) is not None:
-        return beside
-    return place
+    return workspace_of(place_of(path))
 
 
 def _run(recipe: "Recipe", as_json: bool) -> None:

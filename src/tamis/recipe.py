@@ -30,6 +30,7 @@ from tamis.scoring import (  # noqa: F401
     c4,
     ches,
     compression,
+    cross_entropy_difference,
     embedding,
     fineweb_quality,
     gopher_quality,
@@ -39,6 +40,7 @@ from tamis.scoring import (  # noqa: F401
     logprobs,
     minhash,
     ngram_index,
+    ngram_model,
     pii,
     preference,
     responses,
@@ -56,6 +58,7 @@ from tamis.selectors import (  # noqa: F401
     known_dedup,
     loss_rules,
     near_dedup,
+    ngram_likelihood,
     prototypes,
     random_subset,
     repetition,
@@ -139,11 +142,12 @@ class CorpusPart(_Part):
     """The input."""
 
     path: str = Field(
-        description="file, folder, glob or URL; `python:` is this Python's own library"
+        description="file, folder, glob or URL; `python:` is this Python's own library, "
+        "`python-pairs:` preference pairs of it"
     )
-    format: Literal["parquet", "jsonl", "csv", "arrow", "datasets", "python"] | None = Field(
-        default=None, description="format of the files; by their endings if not given"
-    )
+    format: (
+        Literal["parquet", "jsonl", "csv", "arrow", "datasets", "python", "python-pairs"] | None
+    ) = Field(default=None, description="format of the files; by their endings if not given")
     roles: Roles = Field(default=Roles(), description="what columns are for")
     identity: list[str] | None = Field(
         default=None, min_length=1, description="columns that make the row_id; all if not given"

@@ -177,7 +177,7 @@ def test_every_format_can_be_named_and_is_told_from_its_files(
     for name, write in WRITERS.items():
         write(tmp_path / name, table_of(["a"] * 2))
         assert format_of(str(tmp_path / name)) == told[name]
-    assert {*told.values(), "python"} == {"parquet", *READERS}
+    assert {*told.values(), "python", "python-pairs"} == {"parquet", *READERS}
 
 
 def test_several_formats_in_a_folder_are_told(tmp_path: Path, command: Command) -> None:

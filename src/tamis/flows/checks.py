@@ -4,6 +4,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from tamis.recipe import CONTENT_ROLES, Recipe
+from tamis.scoring.likelihood import AtLevel
 from tamis.scoring.operator import REGISTRY, RowScorer, Scorer, Signal
 from tamis.selectors.generator import Generator
 from tamis.selectors.selector import TableOperator
@@ -74,6 +75,7 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
     known = set(schema.names)
     kinds = dict(zip(schema.names, schema.types, strict=True))
     embedded: set[str] = set()
+    givers: dict[str, Scorer] = {}
     for index, stage in enumerate(recipe.stages):
         for name in sorted(stage.reads() - known):
             raise UserError(
@@ -82,16 +84,18 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                 where=where,
                 mend=_who_gives(name) or f"known here: {', '.join(sorted(known))}",
             )
+        for name in sorted(stage.numbers() & set(schema.names)):
+            if not is_number(schema.field(name).type):
+                raise UserError(
+                    f"stages[{index}] ({stage.stage}): expected a number or a time, found "
+                    f"{name!r} of type {schema.field(name).type}",
+                    where=where,
+                )
+        if isinstance(stage, AtLevel):
+            stage.check_levels(givers.get(stage.list_column))
         if isinstance(stage, TableOperator):
             for name in sorted(stage.groups_by() & set(schema.names)):
                 _check_plain(schema, name, f"stages[{index}] ({stage.stage})")
-            for name in sorted(stage.numbers() & set(schema.names)):
-                if not is_number(schema.field(name).type):
-                    raise UserError(
-                        f"stages[{index}] ({stage.stage}): expected a number or a time, found "
-                        f"{name!r} of type {schema.field(name).type}",
-                        where=where,
-                    )
             for name in sorted(stage.vectors()):
                 if not is_vector(kinds[name]):
                     raise UserError(
@@ -120,6 +124,7 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                         mend="rename the column of the corpus or leave out one of the two",
                     )
                 known.add(name)
+                givers[name] = stage
                 kinds[name] = stage.fields().field(name).type
                 if isinstance(stage, RowScorer):
                     embedded.add(name)

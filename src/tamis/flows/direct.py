@@ -41,7 +41,7 @@ from tamis.storage.corpus import Corpus, Progress
 from tamis.storage.dataset import DatasetWriter, card, check_output, file_entries
 from tamis.storage.errors import UserError
 from tamis.storage.files import digest_of, locked, write_json
-from tamis.storage.ingest import PYTHON_SCHEME, open_corpus
+from tamis.storage.ingest import SOURCE_SCHEMES, open_corpus
 from tamis.storage.ledger import GENERATED, QUARANTINED, Balance
 from tamis.storage.memory import show_bytes, watch_memory
 from tamis.storage.places import STORES, Place, absolute, is_remote, kind_of, place_of, shown
@@ -269,7 +269,7 @@ def _check_inputs(recipe: Recipe, corpus: Corpus) -> None:
 
 def _searched(path: str) -> list[Place]:
     """Folders that a path is looked for in."""
-    if path.startswith(PYTHON_SCHEME):
+    if path.startswith(tuple(SOURCE_SCHEMES)):
         return []
     return [place_of(path), *([place_of(path.split("*")[0])] if "**" in path else [])]
 

@@ -65,6 +65,9 @@ class Ches(ColumnScorer):
             for part in ("sum", "tokens")
         }
 
+    def numbers(self) -> set[str]:
+        return {name for name in self.reads() if name.endswith("_tokens")}
+
     def columns(self) -> tuple[str, ...]:
         return (self.stage, f"{self.stage}_per_token")
 

@@ -28,6 +28,10 @@ class ColumnScorer(RowScorer):
         """Names of the columns that it reads."""
         raise NotImplementedError
 
+    def numbers(self) -> set[str]:
+        """Those of them that are not lists."""
+        return self.reads()
+
     def columns(self) -> tuple[str, ...]:
         """Names of the scores; one by the stage's name if not said otherwise."""
         return (self.stage,)

@@ -14,6 +14,8 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from tamis.scoring.column_scorer import ColumnScorer, Float64s, at_level, numbers, ratio
+from tamis.scoring.operator import Scorer
+from tamis.storage.errors import UserError
 from tamis.storage.kernels import string_buffers
 
 _LN2 = float(np.log(2.0))
@@ -137,7 +139,43 @@ class ChowSum(_OfSignal):
         return [surprisal(batch, self.signal)]
 
 
-class ChowQuantile(_OfSignal):
+class AtLevel(_OfSignal):
+    """A score of one of the numbers that a signal leaves for each of its levels."""
+
+    levels: tuple[Share, ...]
+
+    #: The column of these numbers, and the parameter of `logprobs` that says its levels.
+    listed: ClassVar[str]
+
+    @property
+    def list_column(self) -> str:
+        """Name of the column of lists."""
+        return f"{self.signal}_{self.listed}"
+
+    def numbers(self) -> set[str]:
+        return self.reads() - {self.list_column}
+
+    def check_levels(self, giver: Scorer | None) -> None:
+        """Hold its levels against those of the stage that gives its lists, if that has any.
+
+        Raises:
+            UserError: if they differ.
+        """
+        given = getattr(giver, self.listed, None)
+        if given is not None and tuple(given) != self.levels:
+            raise UserError(
+                f"{self.stage}: `levels` is {list(self.levels)}, `{self.listed}` of the stage "
+                f"that it reads is {list(given)}",
+                where="recipe",
+                mend=f"set `levels: {list(given)}`",
+            )
+
+    def at(self, batch: pa.RecordBatch, level: float) -> Float64s:
+        """The numbers of one of the levels."""
+        return at_level(batch, self.list_column, self.levels, level, self.listed)
+
+
+class ChowQuantile(AtLevel):
     """A quantile of the negative log-probabilities of a text's tokens, in nats (0 and more).
 
     A high quantile finds texts with a few tokens that the model did not expect, whatever their
@@ -162,6 +200,7 @@ class ChowQuantile(_OfSignal):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = Loss.paper.replace("Average", "Quantile")
     parts: ClassVar[tuple[str, ...]] = ("quantiles",)
+    listed: ClassVar[str] = "quantiles"
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -170,8 +209,7 @@ class ChowQuantile(_OfSignal):
         return self
 
     def values(self, batch: pa.RecordBatch) -> Sequence[Float64s]:
-        name = f"{self.signal}_quantiles"
-        return [at_level(batch, name, self.levels, self.quantile, "quantiles")]
+        return [self.at(batch, self.quantile)]
 
 
 class Top1Accuracy(_OfSignal):
@@ -264,7 +302,7 @@ class ExcessLoss(_OfSignal):
         return [mine - theirs]
 
 
-class MinKProb(_OfSignal):
+class MinKProb(AtLevel):
     """Mean log-probability of a text's least likely tokens, in nats (0 and less).
 
     Of n tokens the floor(n * k) least likely ones count, at least one. High for texts that were
@@ -290,6 +328,7 @@ class MinKProb(_OfSignal):
         "k = 20 %)"
     )
     parts: ClassVar[tuple[str, ...]] = ("min_k", "tokens")
+    listed: ClassVar[str] = "min_k"
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -298,7 +337,7 @@ class MinKProb(_OfSignal):
         return self
 
     def values(self, batch: pa.RecordBatch) -> Sequence[Float64s]:
-        total = at_level(batch, f"{self.signal}_min_k", self.levels, self.k, "min_k")
+        total = self.at(batch, self.k)
         tokens = self.part(batch, "tokens")
         counted = np.where(tokens > 0, np.maximum(1.0, np.floor(tokens * self.k)), tokens)
         return [ratio(total, counted)]

@@ -53,6 +53,10 @@ class Operator(BaseModel):
         """Names of the scores and columns that it reads beside its roles."""
         return set()
 
+    def numbers(self) -> set[str]:
+        """Those of `reads` that must be numbers or times."""
+        return set()
+
     def resolve(self, workspace: Place) -> Self:
         """This operator with what decides its output and lies outside its parameters filled in.
 

@@ -164,7 +164,7 @@ class Reference(BaseModel):
         if bad <= MAX_BAD * total:
             return
         first: list[dict[str, Any]] = []
-        for table in bad_rows(corpus, rows, self.text):
+        for table in bad_rows(corpus, rows, [self.text]):
             first += table.slice(0, 3 - len(first)).to_pylist()
             if len(first) == 3:
                 break

@@ -10,10 +10,6 @@ from tamis.storage.ledger import Drops
 class TableOperator(Operator):
     """Reads columns of all the rows still kept, through a `Table`."""
 
-    def numbers(self) -> set[str]:
-        """Those of `reads` that must be numbers or times."""
-        return set()
-
     def vectors(self) -> set[str]:
         """Those of `reads` that must be lists of numbers."""
         return set()

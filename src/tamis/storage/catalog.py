@@ -3,11 +3,14 @@
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from tamis.storage.errors import UserError
 from tamis.storage.files import read_json, whole_file
@@ -285,6 +288,14 @@ def _runs(workspace: Place) -> str:
     return f"CREATE VIEW runs AS SELECT * FROM read_json([{listed}], columns = {{{types}}})"
 
 
+def workspace_of(place: Place) -> Place:
+    """The workspace itself, or the one beside a dataset's folder."""
+    beside = place_of(f"{str(absolute(place)).rstrip('/')}.tamis")
+    if kind_of(place / CATALOG) is None and kind_of(beside / CATALOG) is not None:
+        return beside
+    return place
+
+
 def write_catalog(workspace: Place) -> Place:
     """Write ``catalog.duckdb`` aside and rename it into place."""
     path = workspace / CATALOG
@@ -313,19 +324,82 @@ def query(
     Raises:
         UserError: for anything but a single query, and for what DuckDB finds wrong in it.
     """
-    with open_catalog(workspace) as connection:
-        try:
-            kinds = [statement.type for statement in connection.extract_statements(sql)]
-            allowed = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
-            if len(kinds) != 1 or kinds[0] not in allowed:
-                raise UserError("give one SELECT", where="sql", mend="the catalog is read-only")
-            answer = connection.execute(sql)
-            names = [column[0] for column in answer.description or ()]
-            return names, answer.fetchall() if limit is None else answer.fetchmany(limit)
-        except duckdb.Error as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(
-                first,
-                where="sql",
-                mend="views: rows, scores, signals, decisions, why, generated, certificates, runs",
-            ) from error
+    with open_catalog(workspace) as connection, _told_errors():
+        _check_reads(connection, sql)
+        answer = connection.execute(sql)
+        names = [column[0] for column in answer.description or ()]
+        return names, answer.fetchall() if limit is None else answer.fetchmany(limit)
+
+
+def query_table(workspace: Place, sql: str) -> pa.Table:
+    """The answer to one reading query over the views; errors as of `query`."""
+    with open_catalog(workspace) as connection, _told_errors():
+        _check_reads(connection, sql)
+        return connection.sql(sql).to_arrow_table()
+
+
+def views_of(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    """By column, the view that holds it: signals and scores, and what the user's rows have."""
+    found: dict[str, str] = {}
+    for view in ("scores", "signals", "rows"):
+        described = connection.execute(f"SELECT * FROM {view} LIMIT 0").description or ()
+        for column in described:
+            found.setdefault(column[0], view)
+    return found
+
+
+def stored_batches(
+    connection: duckdb.DuckDBPyConnection, columns: Mapping[str, str], rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Columns of all rows in no particular order, after ``shard``, ``row``, ``row_id``, ``copy``.
+
+    Args:
+        columns: name to the view that holds it, as in `views_of`.
+        rows: about how many a batch has.
+    """
+    first, *others = dict.fromkeys(columns.values())
+    joins = "".join(f" JOIN {view} USING (shard, row)" for view in others)
+    named = ", ".join(f"{view}.{_name(name)}" for name, view in columns.items())
+    keys = f"{first}.shard, {first}.row, {first}.row_id, {first}.copy"
+    answer = connection.sql(f"SELECT {keys}, {named} FROM {first}{joins}")
+    reader: pa.RecordBatchReader = answer.to_arrow_reader(rows)
+    yield from reader
+
+
+def figures_of(
+    connection: duckdb.DuckDBPyConnection, view: str, columns: Sequence[str]
+) -> list[list[Any]]:
+    """For every score its name, how many rows have it, and minimum, mean, three quantiles (5 %,
+    median, 95 %) and maximum of those."""
+    found = []
+    for column in columns:
+        name = _name(column)
+        values = connection.execute(
+            f"SELECT count({name}), min({name}), avg({name}), "
+            f"quantile_cont({name}, [.05, .5, .95]), max({name}) FROM {view} "
+            f"WHERE NOT isnan({name}::DOUBLE)"
+        ).fetchall()[0]
+        found.append([column, *values[:3], *(values[3] or [None] * 3), values[4]])
+    return found
+
+
+def _check_reads(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Refuse anything but one query that only reads."""
+    kinds = [statement.type for statement in connection.extract_statements(sql)]
+    allowed = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+    if len(kinds) != 1 or kinds[0] not in allowed:
+        raise UserError("give one SELECT", where="sql", mend="the catalog is read-only")
+
+
+@contextmanager
+def _told_errors() -> Iterator[None]:
+    """What DuckDB finds wrong in a query, in one line."""
+    try:
+        yield
+    except duckdb.Error as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            first,
+            where="sql",
+            mend="views: rows, scores, signals, decisions, generated, why, certificates, runs",
+        ) from error

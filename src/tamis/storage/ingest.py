@@ -26,7 +26,8 @@ from tamis.storage.files import digest_of, keep_json, kept_json, whole_file
 from tamis.storage.inputs import find_files, known_digest
 from tamis.storage.kernels import Int64s, in_threads
 from tamis.storage.places import Place, absolute, kind_of, place_of, shown, size_of, version_of
-from tamis.storage.python_source import INSTALLED, PythonSource
+from tamis.storage.python_pairs import PythonPairs
+from tamis.storage.python_source import PythonSource
 from tamis.storage.saved_datasets import SavedDatasets, is_saved
 from tamis.storage.tasks import Runner, Task, Threads
 
@@ -48,10 +49,12 @@ READERS: dict[str, Callable[[], Reader]] = {
     "arrow": arrow_files.ArrowFiles,
     "datasets": SavedDatasets,
     "python": PythonSource,
+    "python-pairs": PythonPairs,
 }
 FORMATS = ("parquet", *READERS)
-#: Prefix of a path that names Python sources: ``python:`` alone is this interpreter's own.
-PYTHON_SCHEME = INSTALLED
+#: Formats of source trees, by the prefix of a path that names one; the prefix alone is this
+#: interpreter's own library.
+SOURCE_SCHEMES = {PythonSource.scheme: "python", PythonPairs.scheme: "python-pairs"}
 
 _ENDINGS = {
     ".parquet": "parquet",
@@ -59,7 +62,7 @@ _ENDINGS = {
     **dict.fromkeys(delimited.ENDINGS, "csv"),
     **dict.fromkeys(arrow_files.ENDINGS, "arrow"),
 }
-_INGEST_VERSION = 2
+_INGEST_VERSION = 3
 
 
 def format_of(path: str) -> str:
@@ -68,8 +71,9 @@ def format_of(path: str) -> str:
     Raises:
         UserError: for endings that are not known, or several formats in one folder.
     """
-    if path.startswith(PYTHON_SCHEME):
-        return "python"
+    for scheme, name in SOURCE_SCHEMES.items():
+        if path.startswith(scheme):
+            return name
     if is_saved(path):
         return "datasets"
     found: dict[str, Place] = {}

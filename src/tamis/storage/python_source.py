@@ -6,11 +6,14 @@ be pointed at any source tree.
 """
 
 import ast
+import io
 import re
 import sysconfig
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 import xxhash
@@ -30,9 +33,6 @@ SCHEMA = pa.schema(
     ]
 )
 
-#: Path that names the interpreter tamis runs in.
-INSTALLED = "python:"
-
 #: Files whose docstrings are gathered may be this large; larger ones are tables or generated.
 MAX_SOURCE_BYTES = 1 << 20
 #: Rows are handed on about this many characters at a time.
@@ -46,27 +46,32 @@ _SKIPPED = {"__pycache__", "test", "tests", "node_modules", "lib2to3"}
 Row = dict[str, str | None]
 
 
-class PythonSource:
-    """Reader of Python source trees.
+class SourceTree(ABC):
+    """What the readers of Python source trees share: the scheme alone names this interpreter."""
 
-    ``python:`` gathers from the interpreter that runs tamis, ``python:FOLDER`` (or a folder with
-    ``format: python``) from a tree. A row is a docstring (``kind`` module, class or function,
-    the latter two with ``source``), a notice, a readme, or a distribution's metadata; ``package``
-    is the top-level folder it is in.
-    """
+    scheme: ClassVar[str]
+    columns: ClassVar[pa.Schema]
+
+    @abstractmethod
+    def rows_of(self, path: Path, root: Path) -> Iterator[Row]:
+        """The rows of one file of a tree.
+
+        Raises:
+            SyntaxError, ValueError, RecursionError: if it is not Python source.
+        """
 
     def files(self, path: str) -> list[Place]:
-        if path == INSTALLED:
+        if path == self.scheme:
             places = sysconfig.get_paths()
             roots = {Path(places[key]) for key in ("stdlib", "purelib", "platlib")}
             return sorted(root for root in roots if root.is_dir())
-        root = Path(path.removeprefix(INSTALLED)).expanduser()
+        root = Path(path.removeprefix(self.scheme)).expanduser()
         if not root.is_dir():
             raise UserError("not a folder", where=str(root), mend="give the root of a source tree")
         return [root]
 
     def schema(self, files: Sequence[Place], workers: int) -> pa.Schema:
-        return SCHEMA
+        return self.columns
 
     def digest(self, root: Place) -> str:
         """Names, sizes and times of the files that would be gathered."""
@@ -84,23 +89,50 @@ class PythonSource:
         root = _local(file)
         for path in _walk(root):
             try:
-                found = list(_rows_of(path, root))
+                found = list(self.rows_of(path, root))
             except (SyntaxError, ValueError, RecursionError) as error:
                 reason = f"{path}: not Python source ({error})"
                 bad.append(BadLine(getattr(error, "lineno", None) or 1, reason, b""))
                 continue
             rows += found
-            size += sum(len(row["text"] or "") + len(row["source"] or "") for row in found)
+            size += sum(len(value or "") for row in found for value in row.values())
             if size > BLOCK_CHARACTERS:
-                yield _block(rows, bad, total)
+                yield self._block(rows, bad, total)
                 total += len(rows)
                 rows, bad, size = [], [], 0
-        yield _block(rows, bad, total)
+        yield self._block(rows, bad, total)
+
+    def _block(self, rows: list[Row], bad: list[BadLine], before: int) -> Block:
+        numbers = pa.array(range(before + 1, before + len(rows) + 1), pa.int64())
+        return Block(pa.Table.from_pylist(rows, self.columns), numbers, bad)
 
 
-def _block(rows: list[Row], bad: list[BadLine], before: int) -> Block:
-    numbers = pa.array(range(before + 1, before + len(rows) + 1), pa.int64())
-    return Block(pa.Table.from_pylist(rows, SCHEMA), numbers, bad)
+class PythonSource(SourceTree):
+    """Reader of Python source trees.
+
+    ``python:`` gathers from the interpreter that runs tamis, ``python:FOLDER`` (or a folder with
+    ``format: python``) from a tree. A row is a docstring (``kind`` module, class or function,
+    the latter two with ``source``), a notice, a readme, or a distribution's metadata; ``package``
+    is the top-level folder it is in.
+    """
+
+    scheme = "python:"
+    columns = SCHEMA
+
+    def rows_of(self, path: Path, root: Path) -> Iterator[Row]:
+        shared = shared_columns(path, root)
+        kind = _kind(path)
+        if kind != "source":
+            text = path.read_bytes().decode("utf-8", "replace").strip()
+            if text:
+                yield {"text": text, "kind": kind, "name": path.name, "source": None, **shared}
+            return
+        for node, name, doc, lines in documented(path):
+            source = None
+            if not isinstance(node, ast.Module):
+                source = "".join(lines[node.lineno - 1 : node.end_lineno])
+            found: Row = {"text": doc, "kind": _NODE_KIND[type(node)], "name": name}
+            yield found | {"source": source} | shared
 
 
 def source_files(root: Place) -> Iterator[Path]:
@@ -137,35 +169,14 @@ def _kind(path: Path) -> str | None:
     return "readme" if _README.match(path.name) else None
 
 
-def _rows_of(path: Path, root: Path) -> Iterator[Row]:
+def shared_columns(path: Path, root: Path) -> Row:
+    """Where a row of a file of a tree is from: ``package`` and ``path``."""
     relative = path.relative_to(root)
-    shared: Row = {
-        "package": relative.parts[0].removesuffix(".py").split("-")[0],
-        "path": str(relative),
-    }
-    raw = path.read_bytes()
-    kind = _kind(path)
-    if kind != "source":
-        text = raw.decode("utf-8", "replace").strip()
-        if text:
-            yield {"text": text, "kind": kind, "name": path.name, "source": None, **shared}
-        return
-    text = raw.decode("utf-8")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about escapes in other people's strings
-        tree = ast.parse(text)
-    lines = text.splitlines(keepends=True)
-    for node, name in _documented(tree, path.stem):
-        doc = ast.get_docstring(node)
-        if not doc or not doc.strip():
-            continue
-        source = None
-        if not isinstance(node, ast.Module):
-            source = "".join(lines[node.lineno - 1 : node.end_lineno])
-        yield {"text": doc, "kind": _NODE_KIND[type(node)], "name": name, "source": source} | shared
+    package = relative.parts[0].removesuffix(".py").split("-")[0]
+    return {"package": package, "path": str(relative)}
 
 
-_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 _NODE_KIND = {
     ast.Module: "module",
     ast.ClassDef: "class",
@@ -174,12 +185,31 @@ _NODE_KIND = {
 }
 
 
-def _documented(node: ast.AST, name: str) -> Iterator[tuple[_Documented, str]]:
+def documented(path: Path) -> Iterator[tuple[Documented, str, str, list[str]]]:
+    """What has a docstring in a source file: the node, its dotted name, the docstring with its
+    indentation removed, and the lines of the file (with their ends).
+
+    Raises:
+        SyntaxError, ValueError, RecursionError: if it is not Python source.
+    """
+    text = path.read_bytes().decode("utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about escapes in other people's strings
+        tree = ast.parse(text)
+    lines = list(io.StringIO(text, newline=""))  # as the parser counts: a form feed ends none
+    for node, name in _documentable(tree, path.stem):
+        doc = ast.get_docstring(node)
+        if doc and doc.strip():
+            doc.encode()  # an escape in it may be half a character, which no text is
+            yield node, name, doc, lines
+
+
+def _documentable(node: ast.AST, name: str) -> Iterator[tuple[Documented, str]]:
     """The node and the classes and functions inside it, with dotted names, in source order."""
-    if isinstance(node, _Documented):
+    if isinstance(node, Documented):
         yield node, name
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from _documented(child, f"{name}.{child.name}")
+            yield from _documentable(child, f"{name}.{child.name}")
         elif isinstance(child, ast.If | ast.Try | ast.With):
-            yield from _documented(child, name)
+            yield from _documentable(child, name)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tamis.storage.arrow_files import row_count
 from tamis.storage.compressed import data_files, ending, text_chunks
 from tamis.storage.corpus import open_parquet
-from tamis.storage.ingest import READERS, format_of
+from tamis.storage.ingest import READERS, SOURCE_SCHEMES, format_of
 from tamis.storage.places import Place, parquet_file, size_of
 from tamis.storage.python_source import source_files
 
@@ -60,7 +60,7 @@ class Whole:
             rows = sum(open_parquet(file)[0].num_rows for file in files)
             return cls(path, kind, tuple(files), sum(map(size_of, files)), rows)
         files = READERS[kind]().files(path)
-        if kind == "python":
+        if kind in SOURCE_SCHEMES.values():
             sizes = [file.stat().st_size for root in files for file in source_files(root)]
             return cls(path, kind, tuple(files), sum(sizes), None)
         rows = sum(map(row_count, files)) if kind in _ARROW else None
@@ -73,7 +73,7 @@ class Whole:
             Path and format of the sample, and the share that it is.
         """
         folder.mkdir(parents=True)
-        if self.kind == "python":
+        if self.kind in SOURCE_SCHEMES.values():
             return self._tree(share, folder)
         count = max(1, min(MOST_FILES, round(len(self.files) * share)))
         chosen = [self.files[i * len(self.files) // count] for i in range(count)]
@@ -102,7 +102,7 @@ class Whole:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(file, target)
                     taken += file.stat().st_size
-        return str(folder), "python", taken / max(1, self.bytes)
+        return str(folder), self.kind, taken / max(1, self.bytes)
 
 
 def _some_rows(file: Place, share: float, target: Path) -> int:
