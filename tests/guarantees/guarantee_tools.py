@@ -264,6 +264,23 @@ def check_balance(workspace: Path, output: Path | None) -> dict[str, Any]:
         if name.startswith("drop ")
     } == {reason: count for reason, count in rows["dropped"].items() if count}
 
+    keys = {key_of(row): row["action"] for row in read_ledger(workspace)}
+    generated: list[int] = []
+    for made in manifest["generated"].values():
+        for shard, name, notes in zip(made["shards"], made["ledger"], made["notes"], strict=True):
+            decisions = pq.read_table(workspace / name).to_pylist()
+            assert [row["row"] for row in decisions] == list(range(shard["rows"]))
+            assert {row["shard"] for row in decisions} == {shard["digest"]}
+            assert pq.read_metadata(workspace / notes).num_rows == shard["rows"]
+            for row in decisions:
+                assert (row["action"], row["repeat"], row["weight"]) == ("generate", 1, 1.0)
+                parent = row["parent_hi"], row["parent_lo"], row["parent_copy"]
+                assert keys[parent] in ("keep", "drop"), "a parent that is no row of the corpus"
+                assert key_of(row) not in keys, "a new row has the id of another"
+                keys[key_of(row)] = "generate"
+            generated.append(shard["rows"])
+    assert sum(generated) == rows["generated"]
+
     aside: list[dict[str, Any]] = []
     for name in manifest["quarantine"]:
         aside += pq.read_table(workspace / name).to_pylist()
@@ -280,7 +297,7 @@ def check_balance(workspace: Path, output: Path | None) -> dict[str, Any]:
         return manifest
     published = manifest_of(output)
     assert published["rows"] == rows
-    assert rows["written"] == rows["kept"]
+    assert rows["written"] == rows["kept"] + rows["generated"]
     in_files = {
         entry["name"]: pq.read_metadata(output / entry["name"]).num_rows
         for entry in published["files"]
@@ -292,5 +309,9 @@ def check_balance(workspace: Path, output: Path | None) -> dict[str, Any]:
         assert digest_file(output / entry["name"]) == entry["digest"]
     by_shard = {int(name.split("-")[1]): rows for name, rows in in_files.items()}
     for shard, kept in kept_by_shard.items():
-        assert by_shard.get(shard, 0) == kept
+        assert by_shard.pop(shard, 0) == kept
+    assert [rows for _, rows in sorted(by_shard.items())] == [
+        *generated,
+        *([0] if not rows["written"] and by_shard else []),
+    ]
     return manifest

@@ -4,6 +4,7 @@ The random numbers of an answer are a hash of its key and the token's place, not
 generator: whatever else is in a batch, and on whatever thread or device, the same are drawn.
 """
 
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from tamis.storage.kernels import UInt64s
 #: Tokens of prompts and answers that are held at once, by device. Not confirmed by a measurement.
 BATCH_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 17}
 
+#: A batch takes all cores, or most of a device's memory.
+_ONE_AT_A_TIME = threading.Lock()
 _STEP = 0x9E3779B97F4A7C15
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
@@ -184,7 +187,7 @@ class Sampler:
             ids[row, width - len(prompt) :] = prompt
             mask[row, width - len(prompt) :] = 1
         device = self._model.device
-        with torch.inference_mode():
+        with _ONE_AT_A_TIME, torch.inference_mode():
             made = self._model.generate(
                 input_ids=torch.from_numpy(ids).to(device),
                 attention_mask=torch.from_numpy(mask).to(device),
