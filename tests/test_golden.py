@@ -43,6 +43,7 @@ MARKED = [
 SCORERS: dict[str, dict[str, Any]] = {
     "pii": {"mask": True},
     "token_count": {"bytes_per_token": 4.0},
+    "excess_loss": {"unit": "byte"},
     "idealised_ranking_accuracy": {"alpha": 0.7},
     "implicit_reward_margin": {"policy": {"policy": 0.75, "older": 0.25}},
 }
