@@ -16,6 +16,7 @@ import pytest
 
 import tamis
 from tamis.recipe import operators
+from tamis.scoring.column_scorer import ColumnScorer
 from tamis.scoring.embedding import Embedding
 from tamis.scoring.ngram_index import NgramIndex
 from tamis.scoring.ngram_model import NgramLogp, NgramModel
@@ -23,6 +24,7 @@ from tamis.scoring.operator import RowScorer
 from tamis.selectors.table_scorer import TableScorer
 from tamis.storage.catalog import query
 from tamis.storage.files import digest_of
+from tamis.storage.ledger import PARENT
 from tests.conftest import make_texts, write_corpus
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -39,6 +41,8 @@ MARKED = [
 SCORERS: dict[str, dict[str, Any]] = {
     "pii": {"mask": True},
     "token_count": {"bytes_per_token": 4.0},
+    "idealised_ranking_accuracy": {"alpha": 0.7},
+    "implicit_reward_margin": {"policy": {"policy": 0.75, "older": 0.25}},
 }
 #: A page for the rules of web text: what each of them asks about is in one of these.
 PAGE = """The weather of the week was fair, and the people of the town were out with their dogs.
@@ -89,11 +93,15 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "reference_similarity": {"embedding": "vector", "references": [REFERENCE]},
     "importance_sample": {"embedding": "vector", "rows": 60, "target": REFERENCE},
     "importance_weight": {"embedding": "vector", "target": REFERENCE},
+    "sera": {"by": "number", "fraction": 0.4, "order": "middle", "high_quantile": 0.9},
+    "high_loss": {"by": "number"},
+    "dynamic_loss_weight": {"by": "number", "strategy": "mid"},
     "topics": {"topics": {"letters": ["alphabet", "a letter"], "web": ["cookies", "a page"]}},
 }
-#: Stages before it, and columns to look at: cosines differ in the last bits between processors.
+#: Stages before it, and columns to look at: cosines and exponentials differ in the last bits
+#: between processors.
 BEFORE = {"topics": [{"operator": "embedding", "precision": "float32"}]}
-COLUMNS = {"topics": ["topic"]}
+COLUMNS = {"topics": ["topic"], "dynamic_loss_weight": ["round(dynamic_loss_weight, 9)"]}
 
 
 #: Operators that cut text, whose columns say what they do.
@@ -120,6 +128,8 @@ def digest_of_operator(name: str) -> str:
         return digest_of_vectors()
     if name == "contamination_hits":
         return digest_of_hits()
+    if issubclass(cls, ColumnScorer):
+        return digest_of_scores(cls(**SCORERS.get(name, {})))
     if issubclass(cls, RowScorer):
         texts = [*TEXTS, *MORE.get(name, [])]
         found = cls(**SCORERS.get(name, {})).compute(pa.record_batch({"text": texts}))
@@ -153,8 +163,35 @@ def digest_of_operator(name: str) -> str:
             columns = ", ".join(COLUMNS.get(name, cls(**params).fields().names))
             _, rows = query(result.workspace, f"SELECT {columns} FROM scores ORDER BY row_id")
             return digest_of([repr(row) for row in rows])
-        rows = result.decisions.drop("shard", "row").sort("id_hi").collect().rows()
-        return digest_of([repr(row) for row in rows])
+        return digest_of([repr(row) for row in decisions_of(result)])
+
+
+def decisions_of(result: Any) -> list[tuple[Any, ...]]:
+    """The ledger, but for what only generated rows have."""
+    found = result.decisions.drop("shard", "row", *PARENT.names).sort("id_hi").collect()
+    rows: list[tuple[Any, ...]] = found.rows()
+    return rows
+
+
+def digest_of_scores(scorer: ColumnScorer) -> str:
+    """What it makes of made-up columns, but for the last bits."""
+    random = np.random.default_rng(6)
+    rows = 50
+    columns: dict[str, Any] = {"text": [chr(97 + i % 26) * (1 + i % 3) for i in range(rows)]}
+    for name in sorted(scorer.reads()):
+        values = random.normal(size=rows)
+        if name.endswith(("tokens", "bytes")):
+            columns[name] = random.integers(0, 9, rows)
+        elif name.endswith(("hidden_sum", "min_k", "quantiles")):
+            width = len(getattr(scorer, "levels", "abc"))
+            columns[name] = [None, *random.normal(size=(rows - 1, width)).tolist()]
+        else:
+            columns[name] = pa.array(-9 * np.abs(values), mask=values > 1.5)
+    found = scorer.compute(pa.record_batch(columns)).to_pydict()
+    for column in found.values():
+        assert len(set(column)) > 2
+        assert None in column
+    return digest_of([[value and f"{value:.9g}" for value in column] for column in found.values()])
 
 
 def digest_of_vectors() -> str:
@@ -206,7 +243,9 @@ def digest_of_overlap(name: str) -> str:
             }
         )
         if name == "decontaminate":
-            rows = result.decisions.drop("shard", "row").sort("id_hi").collect().rows()
+            rows = (
+                result.decisions.drop("shard", "row", *PARENT.names).sort("id_hi").collect().rows()
+            )
         else:
             rows = query(result.workspace, "SELECT * FROM scores ORDER BY row_id")[1]
         assert len(set(rows)) > 10

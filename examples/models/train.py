@@ -302,7 +302,8 @@ def train_policy(
             loss_, right_, mean, chosen = np.mean(told, axis=0)
             print(
                 f"policy step {step + 1}/{len(plan)} loss {loss_:.4f} right {right_:.3f} margin "
-                f"{mean:.3f} chosen moved by {chosen:.2f} nats, {time.perf_counter() - start:.0f} s",
+                f"{mean:.3f} chosen moved by {chosen:.2f} nats, "
+                f"{time.perf_counter() - start:.0f} s",
                 flush=True,
             )
             told = []
@@ -384,9 +385,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--policy-rate", type=float, default=1e-3)
     parser.add_argument("--policy-epochs", type=int, default=1)
-    parser.add_argument("--rows", type=int, help="train on so many rows only")
-    parser.add_argument("--policy-rows", type=int, help="tune on so many rows only")
-    parser.add_argument("--judge-rows", type=int, help="judge on so many rows only")
+    parser.add_argument("--reference-rows", type=int, default=45_000, help="the first so many")
+    parser.add_argument("--policy-rows", type=int, default=36_000, help="the last so many")
+    parser.add_argument("--judge-rows", type=int, default=6_000, help="of the held-out pairs")
     parser.add_argument("--seed", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -397,12 +398,13 @@ def main() -> None:
     held = gather(given.held_out, given.work / "held-out", seen=given.work / "train")
     train = train.sample(fraction=1, shuffle=True, seed=given.seed)
     most = pl.int_range(pl.len()).over("package") < MOST_OF_A_PACKAGE
-    train = train.filter(most).head(given.rows or len(train))
+    train = train.filter(most)
+    first, last = train.head(given.reference_rows), train.tail(given.policy_rows)
     held = held.sample(fraction=1, shuffle=True, seed=given.seed)
-    held = held.head(given.judge_rows or len(held))
-    print(f"{len(train)} pairs to learn from, {len(held)} to judge on")
+    held = held.head(given.judge_rows)
+    print(f"{len(train)} pairs to learn from, {len(held)} to judge on", flush=True)
 
-    some = train.head(30_000)
+    some = first.head(20_000)
     tokenizer = train_tokenizer([*some["prompt"], *some["chosen"]], given.vocabulary)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -420,8 +422,9 @@ def main() -> None:
     )
     model = LlamaForCausalLM(config)
     print(f"{sum(p.numel() for p in model.parameters())} weights, {len(tokenizer)} tokens")
-    texts = Texts(tokenizer, train, "chosen")
-    print(f"{sum(texts.lengths)} tokens, {sum(map(len, texts.answers[0]))} of answers")
+    texts = Texts(tokenizer, first, "chosen")
+    answers = sum(map(len, texts.answers[0]))
+    print(f"reference: {sum(texts.lengths)} tokens, {answers} of answers", flush=True)
     train_reference(
         model,
         texts,
@@ -435,7 +438,8 @@ def main() -> None:
 
     reference, _ = load(given.out / "reference")
     policy, _ = load(given.out / "reference")
-    pairs = Texts(tokenizer, train.tail(given.policy_rows or len(train)), "chosen", "rejected")
+    pairs = Texts(tokenizer, last, "chosen", "rejected")
+    print(f"policy: {sum(pairs.lengths)} tokens", flush=True)
     train_policy(
         policy,
         reference,

@@ -80,15 +80,16 @@ def test_a_sample_is_about_the_share_asked_for_and_in_the_same_format(
     assert rows / 20_000 == pytest.approx(share, rel=0.1)
 
 
-def test_a_sample_of_a_source_tree(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["python", "python-pairs"])
+def test_a_sample_of_a_source_tree(tmp_path: Path, name: str) -> None:
     tree = tmp_path / "tree"
     for number in range(60):
         place = tree / f"package{number % 6}" / f"module{number}.py"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(f'"""The module of number {number}, with some words in it."""\n')
-    whole = Whole.of(f"python:{tree}", None)
+    whole = Whole.of(f"{name}:{tree}", None)
     _, kind, share = whole.sample(0.2, tmp_path / "sample")
-    assert kind == "python"
+    assert kind == name
     assert share == pytest.approx(0.2, rel=0.2)
 
 

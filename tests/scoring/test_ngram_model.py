@@ -110,8 +110,8 @@ def test_equals_the_slow_implementation(order: int) -> None:
     model = NgramModel.trained(pa.array(texts), order)
     slow = SlowKneserNey([text.encode() for text in texts], order)
     wanted = [*texts[:5], *make_texts(5, seed=99), *MIXED, "zebra ", "字漢", "the cat " * 40]
-    # Around the length from which a text is walked in four parts.
-    wanted += [("the catalogue of words " * 5)[:size] for size in range(55, 75)]
+    # Around the length from which a text is walked in several parts.
+    wanted += [("the catalogue of words " * 9)[:size] for size in range(120, 145)]
     found = model.log_likelihood(pa.array(wanted))
     expected = [slow.log_likelihood(text.encode()) for text in wanted]
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)

@@ -226,6 +226,11 @@ def test_in_a_run_with_quotas(corpus: Path, tmp_path: Path) -> None:  # noqa: F8
     assert dropped["sera:no_score"] == 8  # five nan, two infinite, one null
     report = result.manifest["stages"][0]["report"]
     assert report["quotas_without_rows"] == ["gone"]
+    assert [entry["group"] for entry in report["groups"]] == ["g0", "g1", "g2", None]
+    assert sum(entry["kept"] for entry in report["groups"]) == len(kept)
+    one = report["groups"][1]
+    mine = kept[kept["group"] == "g1"]["score"]
+    assert (one["low"], one["high"], one["kept"]) == (mine.min(), mine.max(), len(mine))
     assert report["directions"]["highest"]["mean"] > report["directions"]["middle"]["mean"]
     assert report["directions"]["middle"]["mean"] > report["directions"]["lowest"]["mean"]
 
@@ -248,6 +253,34 @@ def test_what_if_moves_share_and_direction(corpus: Path, tmp_path: Path) -> None
     assert turned.after["rows"] == 280
     assert turned.lost["rows"] == turned.gained["rows"] == 112
     assert tamis.what_if(result, move="sera.fraction", target_rows=100).after["rows"] == 100
+
+
+def test_neither_sharding_nor_order_nor_workers_decide(corpus: Path, tmp_path: Path) -> None:  # noqa: F811
+    """The same decisions and the same weights, by row_id, to the last bit."""
+    stages = [
+        {"operator": "dynamic_loss_weight", "by": "score"},
+        {"operator": "high_loss", "by": "score", "per": "group", "quantile": 0.1},
+        {"operator": "sera", "by": "score", "order": "middle", "fraction": 0.5, "per": "group"},
+    ]
+    whole = pq.read_table(corpus)
+    order = np.random.default_rng(1).permutation(len(whole))
+    pq.write_table(whole.take(order), tmp_path / "other.parquet", row_group_size=33)
+    found = []
+    for source, workers in ((corpus, 1), (tmp_path / "other.parquet", 4)):
+        home = tmp_path / f"w{workers}"
+        result = tamis.run(
+            {
+                "corpus": {"path": str(source), "roles": {"id": "id"}, "shard_bytes": 1},
+                "stages": stages,
+                "workspace": str(home),
+                "workers": workers,
+            }
+        )
+        columns = "d.row_id, action, reason, value, threshold, dynamic_loss_weight"
+        sql = f"SELECT {columns} FROM decisions d JOIN scores USING (shard, row) ORDER BY 1"
+        found.append((tamis.sql(result, sql).rows(), result.manifest["stages"]))
+    assert list(map(repr, found[0][0])) == list(map(repr, found[1][0]))
+    assert found[0][1] == found[1][1]
 
 
 @pytest.mark.parametrize("rows", [0, 1])

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from tamis.scoring.column_scorer import ColumnScorer, Float64s, numbers
-from tamis.scoring.likelihood import mean_loss
-from tamis.storage.errors import UserError
+from tamis.scoring.column_scorer import ColumnScorer, Float64s
+from tamis.scoring.likelihood import loss_difference
 
 
 class CrossEntropyDifference(ColumnScorer):
@@ -47,11 +45,4 @@ class CrossEntropyDifference(ColumnScorer):
         return {f"{stage}_{part}" for stage in stages for part in ("logp", "tokens")}
 
     def values(self, batch: pa.RecordBatch) -> Sequence[Float64s]:
-        tokens = [numbers(batch, f"{stage}_tokens") for stage in (self.target, self.general)]
-        both = ~np.isnan(tokens[0]) & ~np.isnan(tokens[1])
-        if (tokens[0][both] != tokens[1][both]).any():
-            raise UserError(
-                f"{self.operator}: {self.target!r} and {self.general!r} count different tokens",
-                mend="score both with the same operator, and models of the same tokenizer",
-            )
-        return [mean_loss(batch, self.target) - mean_loss(batch, self.general)]
+        return [loss_difference(batch, self.target, self.general)]

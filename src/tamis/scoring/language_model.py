@@ -22,6 +22,7 @@ from tamis.scoring.completions import Ragged, offsets_of, ranges
 from tamis.scoring.hardware import Precision, model_threads, one_thread
 from tamis.scoring.language_files import context_of
 from tamis.scoring.model_files import ModelFiles
+from tamis.scoring.onednn import convert_inside, converted, is_converted
 from tamis.scoring.packed_attention import PACKED, attending, register
 from tamis.scoring.packing import Items, Pack, distinct, pack, plan
 from tamis.storage.errors import RunError, UserError
@@ -30,8 +31,10 @@ from tamis.storage.kernels import Int64s, in_threads
 Float32s = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
-#: Tokens of one forward.
-CPU_TOKENS, CUDA_TOKENS = 2048, 16384
+#: Tokens of one forward. Measured on a processor: more do not fit into its cache.
+CPU_TOKENS, CUDA_TOKENS = 512, 16384
+#: Tokens of a group that shares a prompt.
+_GROUP_TOKENS = 4096
 #: Positions and words of the vocabulary that the head is applied to at once: what a processor's
 #: cache holds. On CUDA the positions are more.
 _HEAD_POSITIONS, _HEAD_WORDS, _CUDA_POSITIONS = 256, 4096, 4096
@@ -114,12 +117,16 @@ class LanguageModel:
         self._device = device
         self._base = self._model.base_model
         self._head = self._model.get_output_embeddings()
+        self._head_blocks: list[Any] = []
         self._workers = 1 if device == "cuda" else model_threads()
         self._budget = CUDA_TOKENS if device == "cuda" else CPU_TOKENS
+        self._largest = _GROUP_TOKENS
         self._counting = threading.Lock()
         self.forwarded = 0
         with torch.inference_mode():
             reason = self._try_packing(precision)
+            if not reason and precision == "float32" and device == "cpu":
+                self._convert(files)
         self.forwarded = 0
         self.way = "own" if reason else "packed"
         if reason:
@@ -152,7 +159,7 @@ class LanguageModel:
             self._run(tokens, context, items, chosen, out)
 
         if self.way == "packed":
-            packs = plan(tokens, context, items, self._budget)
+            packs = plan(tokens, context, items, self._budget, self._largest)
         else:
             packs = _padded_batches(tokens.lengths[items.row], self._budget, self._own_rows)
         in_threads(run, packs, self._workers)
@@ -160,8 +167,9 @@ class LanguageModel:
 
     def unpacked(self) -> Any:
         """The model as transformers runs it, which may generate; the weights are the same."""
-        weights = {id(part): part for part in (*self._model.parameters(), *self._model.buffers())}
-        plain = copy.deepcopy(self._model, memo=weights)
+        shared = [*self._model.parameters(), *self._model.buffers()]
+        shared += [part for part in self._model.modules() if is_converted(part)]
+        plain = copy.deepcopy(self._model, memo={id(part): part for part in shared})
         if self.way == "packed":
             plain.set_attn_implementation("sdpa")
         return plain
@@ -201,6 +209,7 @@ class LanguageModel:
         with self._counting:
             size = int((tokens.lengths[items.row[chosen]]).sum())
             self._budget = max(1, min(self._budget, size // 2))
+            self._largest = max(1, min(self._largest, size // 2))
         log.info("%s: out of memory, going on with half of %d rows", self._name, len(chosen))
         half = len(chosen) // 2
         for part in (chosen[:half], chosen[half:]):
@@ -231,15 +240,8 @@ class LanguageModel:
         chunk = _CUDA_POSITIONS if self._device == "cuda" else _HEAD_POSITIONS
 
         def logits(first: int, last: int) -> Iterator[tuple[int, Any]]:
-            weight, bias = self._head.weight, self._head.bias
-            for word in range(0, weight.shape[0], _HEAD_WORDS):
-                some = slice(word, word + _HEAD_WORDS)
-                yield (
-                    word,
-                    torch.nn.functional.linear(
-                        states[first:last], weight[some], None if bias is None else bias[some]
-                    ),
-                )
+            for part, block in enumerate(self._head_blocks):
+                yield part * _HEAD_WORDS, block(states[first:last])
 
         stats = _stats(logits, targets, chunk)
         sums = _sums(states, made.counts) if hidden else None
@@ -295,24 +297,40 @@ class LanguageModel:
             return f"positions of the kind {rope['rope_type']}"
         if self._base is self._model or getattr(self._head, "weight", None) is None:
             return "no head apart from the model"
-        tokens, context = _trial(int(self._head.weight.shape[0]))
-        items = distinct(tokens, context)
-        chosen = np.arange(len(items.row))
-        expected = self._own(tokens, context, items, chosen, False)
+        trial = _trial(int(self._head.weight.shape[0]))
+        expected = self._own(*trial, False)
         before = self._model.config._attn_implementation
+        self._head_blocks = list(_blocks(self._head))
         register()
         try:
             self._model.set_attn_implementation(PACKED)
             if self._model.config._attn_implementation != PACKED:
                 return "an attention of its own"
-            made, windows = self._forward_pack(pack(tokens, context, items, chosen), False)
+            made, windows = self._forward_pack(pack(*trial), False)
             reason = _unlike(made, expected, _TOLERANCE[precision])
-            reason = reason or _hidden_reach(config, windows)
+            reason = reason or _unseen_limit(config, windows)
         except Exception as error:  # whatever a model does with what it does not expect
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0:1]}"
+            reason = f"{type(error).__name__}: {_first_line(error)}"
         if reason:
             self._model.set_attn_implementation(before)
         return reason
+
+    def _convert(self, files: ModelFiles) -> None:
+        """Let oneDNN multiply; as before for a model that looks into its matrices itself."""
+        trial = pack(*_trial(int(self._head.weight.shape[0])))
+        expected = self._forward_pack(trial, False)[0]
+        try:
+            convert_inside(self._base)
+            self._head_blocks = [converted(block) for block in self._head_blocks]
+            reason = _unlike(self._forward_pack(trial, False)[0], expected, _TOLERANCE["float32"])
+        except Exception as error:
+            reason = _first_line(error)
+        if reason:
+            log.info("%s: multiplied by PyTorch itself (%s)", files.name, reason)
+            self._model = _load(files, "float32", "cpu")
+            self._model.set_attn_implementation(PACKED)
+            self._base, self._head = self._model.base_model, self._model.get_output_embeddings()
+            self._head_blocks = list(_blocks(self._head))
 
 
 class _Made(NamedTuple):
@@ -385,9 +403,9 @@ def _load(files: ModelFiles, precision: str, device: str) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # the libraries below raise whatever comes
-        line = str(error).strip().splitlines() or [""]
         raise UserError(
-            f"the model {files.name!r} cannot be loaded ({type(error).__name__}: {line[0]})",
+            f"the model {files.name!r} cannot be loaded "
+            f"({type(error).__name__}: {_first_line(error)})",
             where=str(files.folder),
             mend=mend,
         ) from error
@@ -405,7 +423,7 @@ def _load(files: ModelFiles, precision: str, device: str) -> Any:
     return model.to(device).eval()
 
 
-def _trial(words: int) -> tuple[Ragged, Int64s]:
+def _trial(words: int) -> tuple[Ragged, Int64s, Items, Int64s]:
     """Random tokens of several lengths: two rows that share a prompt, one that shares nothing."""
     generator = np.random.default_rng(0)
     prompt = generator.integers(0, words, 12)
@@ -415,7 +433,10 @@ def _trial(words: int) -> tuple[Ragged, Int64s]:
         generator.integers(0, words, 17),
     ]
     lengths = np.array([len(row) for row in rows])
-    return Ragged(np.concatenate(rows).astype(np.int32), offsets_of(lengths)), np.array([12, 12, 1])
+    tokens = Ragged(np.concatenate(rows).astype(np.int32), offsets_of(lengths))
+    context = np.array([12, 12, 1])
+    items = distinct(tokens, context)
+    return tokens, context, items, np.arange(len(items.row))
 
 
 def _unlike(made: _Made, expected: _Made, tolerance: float) -> str:
@@ -427,7 +448,7 @@ def _unlike(made: _Made, expected: _Made, tolerance: float) -> str:
     return "" if apart <= tolerance else f"log-probabilities differ by {apart:.2g}"
 
 
-def _hidden_reach(config: Any, windows: set[int]) -> str:
+def _unseen_limit(config: Any, windows: set[int]) -> str:
     """A limit of attention that the model has and a short trial does not show."""
     if getattr(config, "attention_chunk_size", None):
         return "attention in chunks"
@@ -501,6 +522,23 @@ def _sums(states: Any, counts: Int64s) -> Float32s:
     """Sum of the states of every item."""
     found: Float32s = np.add.reduceat(states.float().cpu().numpy(), offsets_of(counts)[:-1], axis=0)
     return found
+
+
+def _blocks(head: Any) -> Iterator[Any]:
+    """The head of a model in parts of so many words."""
+    import torch
+
+    for word in range(0, head.weight.shape[0], _HEAD_WORDS):
+        some = slice(word, word + _HEAD_WORDS)
+        block = torch.nn.Linear(1, 1, bias=False, device="meta")
+        block.weight = torch.nn.Parameter(head.weight[some], requires_grad=False)
+        if head.bias is not None:
+            block.bias = torch.nn.Parameter(head.bias[some], requires_grad=False)
+        yield block
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _is_memory(error: RuntimeError) -> bool:

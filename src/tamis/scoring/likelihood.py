@@ -7,7 +7,7 @@ name, with ``_chosen`` or ``_rejected`` behind it for one side of a pair.
 import zlib
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +52,23 @@ def surprisal(batch: pa.RecordBatch, signal: str) -> Float64s:
 def mean_loss(batch: pa.RecordBatch, signal: str) -> Float64s:
     """Negative log-likelihood over tokens, in nats; nan where there is none."""
     return ratio(surprisal(batch, signal), numbers(batch, f"{signal}_tokens"))
+
+
+def loss_difference(batch: pa.RecordBatch, first: str, second: str) -> Float64s:
+    """Mean loss of a token under one signal, less that under another.
+
+    Raises:
+        UserError: if the two count different tokens, whose means cannot be compared.
+    """
+    tokens = [numbers(batch, f"{signal}_tokens") for signal in (first, second)]
+    both = ~np.isnan(tokens[0]) & ~np.isnan(tokens[1])
+    if (tokens[0][both] != tokens[1][both]).any():
+        raise UserError(
+            f"{first!r} and {second!r} count different tokens: their losses of a token cannot be "
+            "compared",
+            mend="score both with models of one tokenizer, or take `excess_loss` with `unit: byte`",
+        )
+    return mean_loss(batch, first) - mean_loss(batch, second)
 
 
 class Loss(_OfSignal):
@@ -278,7 +295,7 @@ class ExcessLoss(_OfSignal):
     )
     unit: Literal["token", "byte"] = Field(
         default="token",
-        description="what the loss is a mean over; `byte` where the tokenizers differ",
+        description="what the loss is a mean over; models of different tokenizers need `byte`",
     )
 
     version: ClassVar[int] = 1
@@ -295,8 +312,10 @@ class ExcessLoss(_OfSignal):
         }
 
     def values(self, batch: pa.RecordBatch) -> Sequence[Float64s]:
+        if self.unit == "token":
+            return [loss_difference(batch, self.signal, self.reference)]
         mine, theirs = (
-            ratio(surprisal(batch, signal), numbers(batch, f"{signal}_{self.unit}s"))
+            ratio(surprisal(batch, signal), numbers(batch, f"{signal}_bytes"))
             for signal in (self.signal, self.reference)
         )
         return [mine - theirs]
@@ -365,6 +384,9 @@ class ZlibRatio(_OfSignal):
         "2024, Do membership inference attacks work on large language models? (MIMIR)"
     )
     roles: ClassVar[tuple[str, ...]] = ("text",)
+
+    def key_parts(self) -> dict[str, Any]:
+        return {**super().key_parts(), "zlib": zlib.ZLIB_RUNTIME_VERSION}
 
     def values(self, batch: pa.RecordBatch) -> Sequence[Float64s]:
         data, offsets = string_buffers(batch["text"])

@@ -54,8 +54,8 @@ _START = 257
 _KIND_BITS = 2
 _MOST_WORDS = 3
 _KIND = uint64(3)
-#: A text whose quarters have so many bytes is walked in four parts.
-_SHORTEST_PART = 16
+#: A text is walked in so many parts at once if each has so many bytes.
+_PARTS, _SHORTEST_PART = 8, 16
 _EACH, _HIGHEST = uint64(0x0101010101010101), uint64(0x8080808080808080)
 
 
@@ -168,8 +168,10 @@ def _levels(texts: pa.Array, order: int) -> list[_Level]:
     keys = np.empty(int(offsets[-1] - offsets[0]), np.uint64)
     _pack(data, offsets, order, keys)
     keys.sort()
-    first = _starts(keys)
-    keys, counts = keys[first], np.diff(first, append=len(keys)).astype(np.int32)
+    size = _distinct(keys)
+    counts = np.empty(size, np.int32)
+    _count(keys, counts)
+    keys = keys[:size].copy()
     found: list[_Level] = []
     for n in range(order, 0, -1):
         whole = _is_whole(keys)  # others are shorter, and begin with the beginning of a text
@@ -293,6 +295,30 @@ def _pack(data, offsets, order, keys):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL)
+def _distinct(keys):  # type: ignore[no-untyped-def]
+    """How many different ones of sorted keys there are."""
+    found = 0
+    for i in range(keys.shape[0]):
+        found += i == 0 or keys[i] != keys[i - 1]
+    return found
+
+
+@njit(**KERNEL)
+def _count(keys, counts):  # type: ignore[no-untyped-def]
+    """Bring the different ones of sorted keys to the front, and count each.
+
+    In place: fresh memory for every byte of text costs more than counting.
+    """
+    found = -1
+    for i in range(keys.shape[0]):
+        if found < 0 or keys[i] != keys[found]:
+            found += 1
+            keys[found] = keys[i]
+            counts[found] = 0
+        counts[found] += 1
+
+
+@njit(**KERNEL)
 def _begin(records, floats, states, back):  # type: ignore[no-untyped-def]
     """Begin the records of some contexts with what holds for bytes that do not follow them."""
     for i in range(states.shape[0]):
@@ -388,33 +414,35 @@ def _run(data, i, end, state, total, records, floats):  # type: ignore[no-untype
 def _score(data, offsets, order, begin, records, floats, found):  # type: ignore[no-untyped-def]
     """Log-likelihood of every text.
 
-    A step has to wait for the memory that the last one asked for, so four parts of a text are
-    walked at once, three of them after a run-up, and their sums are added in order.
+    A step has to wait for the memory that the last one asked for, so several parts of a text are
+    walked at once, all but the first after a run-up, and their sums are added in order.
     """
+    at, ends = np.empty(_PARTS, np.uint64), np.empty(_PARTS, np.uint64)
+    states, totals = np.empty(_PARTS, np.uint64), np.empty(_PARTS, np.float64)
     up = uint64(order - 1)
     for row in range(found.shape[0]):
-        i, end = uint64(offsets[row]), uint64(offsets[row + 1])
-        state, total = uint64(begin), 0.0
-        part = (end - i) >> uint64(2)
-        if part >= uint64(_SHORTEST_PART):
-            j, k, m = i + part, i + part * uint64(2), i + part * uint64(3)
-            state_j, _ = _run(data, j - up, j, uint64(0), 0.0, records, floats)
-            state_k, _ = _run(data, k - up, k, uint64(0), 0.0, records, floats)
-            state_m, _ = _run(data, m - up, m, uint64(0), 0.0, records, floats)
-            total_j = total_k = total_m = 0.0
-            end_i, end_j, end_k = j, k, m
-            while i < end_i and j < end_j and k < end_k and m < end:
-                i, state, total = _step(data, i, state, total, records, floats)
-                j, state_j, total_j = _step(data, j, state_j, total_j, records, floats)
-                k, state_k, total_k = _step(data, k, state_k, total_k, records, floats)
-                m, state_m, total_m = _step(data, m, state_m, total_m, records, floats)
-            _, total = _run(data, i, end_i, state, total, records, floats)
-            _, total_j = _run(data, j, end_j, state_j, total_j, records, floats)
-            _, total_k = _run(data, k, end_k, state_k, total_k, records, floats)
-            _, total_m = _run(data, m, end, state_m, total_m, records, floats)
-            total = ((total + total_j) + total_k) + total_m
-        else:
-            _, total = _run(data, i, end, state, total, records, floats)
+        start, end = uint64(offsets[row]), uint64(offsets[row + 1])
+        part = (end - start) // uint64(_PARTS)
+        if part < uint64(_SHORTEST_PART):
+            _, found[row] = _run(data, start, end, uint64(begin), 0.0, records, floats)
+            continue
+        for k in range(_PARTS):
+            at[k], totals[k] = start + part * uint64(k), 0.0
+            ends[k] = at[k] + part
+            states[k] = begin
+            if k:
+                states[k], _ = _run(data, at[k] - up, at[k], uint64(0), 0.0, records, floats)
+        ends[_PARTS - 1] = end
+        going = True
+        while going:
+            for k in range(_PARTS):
+                at[k], states[k], totals[k] = _step(
+                    data, at[k], states[k], totals[k], records, floats
+                )
+                going &= at[k] < ends[k]
+        total = 0.0
+        for k in range(_PARTS):
+            total += _run(data, at[k], ends[k], states[k], totals[k], records, floats)[1]
         found[row] = total
 
 

@@ -76,38 +76,39 @@ def _attend(
     if sliding_window is not None:
         windows.add(sliding_window)
     out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
-    shared_heads = query.shape[1] != key.shape[1]
+    fewer = query.shape[1] != key.shape[1]
 
-    def attend(queries: slice, keys: slice, mask: Any) -> None:
+    def attend(queries: slice, keys: list[slice], mask: Any) -> None:
+        several = [[each[:, :, part] for part in keys] for each in (key, value)]
+        k, v = (parts[0] if len(parts) == 1 else torch.cat(parts, 2) for parts in several)
         found = torch.nn.functional.scaled_dot_product_attention(
             query[:, :, queries],
-            key[:, :, keys],
-            value[:, :, keys],
+            k,
+            v,
             attn_mask=mask,
             is_causal=mask is None,
             scale=scaling,
-            enable_gqa=shared_heads,
+            enable_gqa=fewer,
         )
         out[:, queries] = found.transpose(1, 2)
 
     for group in pack.groups:
+        if not group.prompt:
+            whole = slice(group.start, group.ends[-1])
+            length = group.ends[-1] - group.start
+            attend(whole, [whole], _sequence_mask(pack, length, sliding_window, query))
+            continue
         first = group.start + group.prompt
-        end = group.ends[-1]
-        if group.prompt:
-            prompt = slice(group.start, first)
-            mask = _window_mask(pack, group.prompt, sliding_window, query)
-            attend(prompt, prompt, mask)
-            if end > first:
-                mask = _mask(pack, group, sliding_window, query)
-                attend(slice(first, end), slice(group.start, end), mask)
-        else:
-            whole = slice(group.start, end)
-            mask = _window_mask(pack, end - first, sliding_window, query)
-            attend(whole, whole, mask)
+        prompt = slice(group.start, first)
+        attend(prompt, [prompt], _sequence_mask(pack, group.prompt, sliding_window, query))
+        for edges in group.runs():
+            own = slice(edges[0], edges[-1])
+            keys = [slice(group.start, own.stop)] if own.start == first else [prompt, own]
+            attend(own, keys, _run_mask(pack, group, edges, sliding_window, query))
     return out, None
 
 
-def _window_mask(pack: Pack, length: int, window: int | None, like: "torch.Tensor") -> Any:
+def _sequence_mask(pack: Pack, length: int, window: int | None, like: "torch.Tensor") -> Any:
     """What a plain sequence may attend to; None where that is all that comes before."""
     import torch
 
@@ -121,23 +122,22 @@ def _window_mask(pack: Pack, length: int, window: int | None, like: "torch.Tenso
     return pack.masks[name]
 
 
-def _mask(pack: Pack, group: Group, window: int | None, like: "torch.Tensor") -> "torch.Tensor":
-    """What the completions of a group may attend to: ``(completion tokens, tokens)``."""
+def _run_mask(
+    pack: Pack, group: Group, edges: tuple[int, ...], window: int | None, like: "torch.Tensor"
+) -> "torch.Tensor":
+    """What a run of completions may attend to: ``(their tokens, the prompt's and theirs)``."""
     import torch
 
-    name = ("group", group.start, window)
+    name = ("run", edges[0], window)
     if name not in pack.masks:
-        end = group.ends[-1]
-        position = torch.from_numpy(pack.positions[group.start : end]).to(like.device)
-        ends = torch.tensor(group.ends, device=like.device)
-        place = torch.arange(group.start, end, device=like.device)
-        owner = torch.searchsorted(ends, place, right=True)
-        owner[: group.prompt] = -1
-        asking = slice(group.prompt, None)
-        same = owner[asking, None] == owner[None, :]
-        seen = (same & (place[asking, None] >= place[None, :])) | (owner == -1)[None, :]
+        own = torch.arange(edges[0], edges[-1], device=like.device)
+        owner = torch.searchsorted(torch.tensor(edges[1:], device=like.device), own, right=True)
+        seen = (owner[:, None] == owner[None, :]) & (own[:, None] >= own[None, :])
+        seen = torch.nn.functional.pad(seen, (group.prompt, 0), value=True)
         if window is not None:
-            seen &= position[asking, None] - position[None, :] < window
+            place = torch.from_numpy(pack.positions[edges[0] : edges[-1]]).to(like.device)
+            other = torch.cat([torch.arange(group.prompt, device=like.device), place])
+            seen &= place[:, None] - other[None, :] < window
         pack.masks[name] = _additive(seen, like)
     found: torch.Tensor = pack.masks[name]
     return found

@@ -5,6 +5,7 @@ which the prompt is read once; equal rows are read once. Groups lie one after th
 without padding between them.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -18,6 +19,9 @@ from tamis.storage.kernels import Int64s
 
 #: Tokens that a prompt must have to be shared: below it, reading it again is cheaper.
 LEAST_SHARED = 8
+#: Completions of a group attend in one call while they have at most so many tokens together, or as
+#: many as the prompt: blocks between them are computed for nothing.
+RUN_TOKENS = 256
 
 
 class Items(NamedTuple):
@@ -46,6 +50,17 @@ class Group(NamedTuple):
     start: int
     prompt: int
     ends: tuple[int, ...]
+
+    def runs(self) -> Iterator[tuple[int, ...]]:
+        """Where runs of completions that attend together begin, and where each of them ends."""
+        edges = [self.start + self.prompt]
+        for end in self.ends:
+            if len(edges) > 1 and end - edges[0] > max(self.prompt, RUN_TOKENS):
+                yield tuple(edges)
+                edges = edges[-1:]
+            edges.append(end)
+        if edges[-1] > edges[0]:
+            yield tuple(edges)
 
 
 @dataclass
@@ -102,11 +117,12 @@ def _changes(keys: tuple[Any, Any], order: Int64s) -> Any:
     return new
 
 
-def plan(tokens: Ragged, context: Int64s, items: Items, budget: int) -> list[Int64s]:
+def plan(tokens: Ragged, context: Int64s, items: Items, budget: int, largest: int) -> list[Int64s]:
     """Items of every pack, the largest groups first; those of one group beside one another.
 
     Args:
-        budget: tokens of a pack. Only a single item may have more.
+        budget: tokens of a pack. Only a single group may have more.
+        largest: tokens of a group. Only a single item may have more.
     """
     lengths = tokens.lengths[items.row] - 1
     given = context[items.row]
@@ -120,7 +136,7 @@ def plan(tokens: Ragged, context: Int64s, items: Items, budget: int) -> list[Int
         begin, total = first, prompt
         for item in range(first, last):
             more = int(lengths[item]) - prompt
-            if item > begin and total + more > budget:
+            if item > begin and total + more > largest:
                 groups.append((total, np.arange(begin, item)))
                 begin, total = item, prompt
             total += more

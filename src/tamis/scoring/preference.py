@@ -195,8 +195,8 @@ class ReferenceMargin(_UnderReference):
 
     version: ClassVar[int] = 1
     paper: ClassVar[str] = (
-        "Clear preferences leave traces: reference model-guided sampling for preference learning "
-        "(2025)"
+        "Diwan et al. 2025, Clear preferences leave traces: reference model-guided sampling for "
+        "preference learning"
     )
 
     def columns(self) -> tuple[str, ...]:

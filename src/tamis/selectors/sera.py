@@ -25,6 +25,8 @@ from tamis.storage.ledger import Drops
 OUTSIDE_BAND = "outside_band"
 Order = Literal["highest", "lowest", "middle", "magnitude"]
 ORDERS: tuple[Order, ...] = ("highest", "lowest", "middle", "magnitude")
+#: Groups that the report tells of one by one, at most.
+TOLD_GROUPS = 100
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -95,7 +97,7 @@ class Sera(ScoreBudget):
     are those around the median, `magnitude` those furthest from 0 on either side, as for
     `by: reference_margin`, of which 30 to 50 % are kept. The report tells for every direction how
     many rows it would keep, their mean, lowest and highest margin, and how many of them the chosen
-    direction keeps too.
+    direction keeps too; and what is kept of every group.
 
     The share is of all rows of a group. Rows outside the band (by values or by quantiles of the
     group's margins, bounds included) are dropped first as ``outside_band``, rows whose margin is
@@ -122,7 +124,7 @@ class Sera(ScoreBudget):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = (
         "Ko et al. 2025, SeRA: self-reviewing and alignment of LLMs using implicit reward margins; "
-        "Clear preferences leave traces (2025); on the direction: arXiv 2508.04149"
+        "Diwan et al. 2025, Clear preferences leave traces; on the direction: arXiv 2508.04149"
     )
 
     @model_validator(mode="after")
@@ -154,7 +156,8 @@ class Sera(ScoreBudget):
         threshold = np.where(value < low[group], low[group], high[group])  # of the band
         threshold[~scored] = np.nan
         reason = np.where(scored, 2, 1).astype(np.int32)
-        lowest, highest = (edge[pairs.group] for edge in pairs.edges(self.order, kept))
+        edges = pairs.edges(self.order, kept)
+        lowest, highest = (edge[pairs.group] for edge in edges)
         key = pairs.key(self.order)
         threshold[rows] = np.where(key <= lowest, lowest, highest)
         reason[rows] = 0
@@ -162,15 +165,19 @@ class Sera(ScoreBudget):
         compared[rows] = key
         lost = np.ones(len(value), np.bool_)
         lost[rows[kept]] = False
+        report: dict[str, Any] = {
+            "directions": {order: pairs.told(order, kept) for order in ORDERS},
+            "quotas_without_rows": sorted(self.quotas.keys() - set(names)),
+        }
+        if self.per is not None and groups <= TOLD_GROUPS:
+            counts = np.bincount(group, minlength=groups), np.bincount(pairs.group[kept])
+            report["groups"] = _told_groups(names, *counts, *edges)
         drops = Drops.of(
             np.flatnonzero(lost),
             "",
             value=compared[lost],
             threshold=threshold[lost],
-            report={
-                "directions": {order: pairs.told(order, kept) for order in ORDERS},
-                "quotas_without_rows": sorted(self.quotas.keys() - set(names)),
-            },
+            report=report,
         )
         drops.reasons = ["", NO_SCORE, OUTSIDE_BAND]
         drops.reason = reason[lost]
@@ -204,3 +211,21 @@ class Sera(ScoreBudget):
             ],
             np.int64,
         )
+
+
+def _told_groups(
+    names: list[str | None], rows: Int64s, kept: Int64s, low: Float64s, high: Float64s
+) -> list[dict[str, Any]]:
+    """What is kept of every group, by its name; between which keys."""
+    kept = np.pad(kept, (0, len(rows) - len(kept)))
+    told = [
+        {
+            "group": name,
+            "rows": int(rows[number]),
+            "kept": int(kept[number]),
+            "low": float(low[number]) if kept[number] else None,
+            "high": float(high[number]) if kept[number] else None,
+        }
+        for number, name in enumerate(names)
+    ]
+    return sorted(told, key=lambda group: (group["group"] is None, group["group"] or ""))
