@@ -114,7 +114,7 @@ class Responses(Signal):
         ids = [found for found in read if not isinstance(found, str) for _ in range(self.samples)]
         answers = sampler.answers(
             ids,
-            self._keys(prompts)[answered].ravel(),
+            self.keys(prompts)[answered].ravel(),
             self.max_new_tokens,
             self.temperature,
             self.top_p,
@@ -135,7 +135,7 @@ class Responses(Signal):
         context = context_length(files, self.policy.max_tokens)
         return _sampler(self.policy.loaded(), files, context)
 
-    def _keys(self, prompts: pa.Array) -> UInt64s:
+    def keys(self, prompts: pa.Array) -> UInt64s:
         """Of every answer to every prompt, a row each: from content, number and seed."""
         found = hash_batch(pa.record_batch({"prompt": prompts}))
         numbers = np.arange(self.samples, dtype=np.uint64)
