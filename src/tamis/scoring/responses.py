@@ -120,7 +120,8 @@ class Responses(Signal):
             self.top_p,
         )
         texts = pa.array([answer.text for answer in answers], pa.string())
-        logps = _scored([self.policy, self.reference], prompts, parents, texts)
+        models = [scoring(self.policy), scoring(self.reference)]
+        logps = _scored(models, prompts, parents, texts)
         ended = pa.array([answer.ended for answer in answers], pa.bool_())
         counts = np.where(np.asarray(refused.is_null()), self.samples, 0)
         offsets = pa.array(np.r_[0, np.cumsum(counts)].astype(np.int32))
