@@ -41,7 +41,6 @@ def test_the_demo_shows_what_it_promises(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["rows"]["in"] > 1_000
     assert found["rows"]["dropped"]["near_dedup"] > 10
-    assert found["seconds"] < 180
     assert len(found["pairs"]) == 3
     for pair in found["pairs"]:
         assert 0.8 <= pair["similarity"] < 1

@@ -69,6 +69,7 @@ def test_rows_that_a_stage_refuses_are_quarantined(
         "kept": 2,
         "dropped": {"where:long": 2},
         "quarantined": 2,
+        "generated": 0,
         "written": 2,
     }
     assert _dataset(tmp_path)["id"].to_pylist() == ["a", "c"]
