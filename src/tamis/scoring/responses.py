@@ -114,13 +114,14 @@ class Responses(Signal):
         ids = [found for found in read if not isinstance(found, str) for _ in range(self.samples)]
         answers = sampler.answers(
             ids,
-            self._keys(prompts)[answered].ravel(),
+            self.keys(prompts)[answered].ravel(),
             self.max_new_tokens,
             self.temperature,
             self.top_p,
         )
         texts = pa.array([answer.text for answer in answers], pa.string())
-        logps = _scored([self.policy, self.reference], prompts, parents, texts)
+        models = [scoring(self.policy), scoring(self.reference)]
+        logps = _scored(models, prompts, parents, texts)
         ended = pa.array([answer.ended for answer in answers], pa.bool_())
         counts = np.where(np.asarray(refused.is_null()), self.samples, 0)
         offsets = pa.array(np.r_[0, np.cumsum(counts)].astype(np.int32))
@@ -135,7 +136,7 @@ class Responses(Signal):
         context = context_length(files, self.policy.max_tokens)
         return _sampler(self.policy.loaded(), files, context)
 
-    def _keys(self, prompts: pa.Array) -> UInt64s:
+    def keys(self, prompts: pa.Array) -> UInt64s:
         """Of every answer to every prompt, a row each: from content, number and seed."""
         found = hash_batch(pa.record_batch({"prompt": prompts}))
         numbers = np.arange(self.samples, dtype=np.uint64)
