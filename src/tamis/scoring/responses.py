@@ -10,12 +10,17 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from tamis.scoring.completions import load_tokenizer
-from tamis.scoring.language_files import find_language_model
+from tamis.scoring.language_files import (
+    find_language_model,
+    locate_language_model,
+    state_bytes,
+    words_of,
+)
 from tamis.scoring.language_model import LanguageModel, context_length
 from tamis.scoring.logprobs import Logprobs
 from tamis.scoring.model_files import ModelFiles
 from tamis.scoring.operator import Signal
-from tamis.scoring.sampling import Sampler
+from tamis.scoring.sampling import BATCH_CHANCES, BATCH_TOKENS, CHANCE_BYTES, Sampler
 from tamis.storage.hashing import hash_batch
 from tamis.storage.kernels import Int64s, UInt64s
 from tamis.storage.messages import answers as as_answers
@@ -88,7 +93,15 @@ class Responses(Signal):
         return {**super().key_parts(), **models}
 
     def memory(self) -> int:
-        return self.policy.memory() + self.reference.memory()
+        return self.policy.memory() + self.reference.memory() + self.drawing_memory()
+
+    def drawing_memory(self) -> int:
+        """Bytes beside the models that sampling takes at the most on a processor, as long as no
+        prompt alone is longer than a batch.
+        """
+        folder, _ = locate_language_model(self.policy.model, self.policy.revision)
+        states = BATCH_TOKENS["cpu"] * state_bytes(folder, self.policy.model)
+        return states + max(BATCH_CHANCES["cpu"], words_of(folder)) * CHANCE_BYTES
 
     def fields(self) -> pa.Schema:
         def column(name: str, kind: pa.DataType) -> pa.Field:
