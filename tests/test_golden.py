@@ -22,6 +22,9 @@ from tamis.scoring.logprobs import Logprobs
 from tamis.scoring.ngram_index import NgramIndex
 from tamis.scoring.ngram_model import NgramLogp, NgramModel
 from tamis.scoring.operator import RowScorer
+from tamis.scoring.responses import Responses
+from tamis.scoring.sampling import draw, uniforms
+from tamis.selectors.sera_bootstrap import SeraBootstrap
 from tamis.selectors.table_scorer import TableScorer
 from tamis.storage.catalog import query
 from tamis.storage.files import digest_of
@@ -43,6 +46,7 @@ MARKED = [
 SCORERS: dict[str, dict[str, Any]] = {
     "pii": {"mask": True},
     "token_count": {"bytes_per_token": 4.0},
+    "excess_loss": {"unit": "byte"},
     "idealised_ranking_accuracy": {"alpha": 0.7},
     "implicit_reward_margin": {"policy": {"policy": 0.75, "older": 0.25}},
 }
@@ -130,6 +134,10 @@ def digest_of_operator(name: str) -> str:
         return digest_of_vectors()
     if name == "logprobs":
         return digest_of_logprobs()
+    if name == "responses":
+        return digest_of_draws()
+    if name == "sera_bootstrap":
+        return digest_of_pairs()
     if name == "contamination_hits":
         return digest_of_hits()
     if issubclass(cls, ColumnScorer):
@@ -314,6 +322,43 @@ def digest_of_hits() -> str:
         assert isinstance(signal, RowScorer)
         found = signal.compute(pa.record_batch({"text": [*TEXTS, *PAGES]}))
         return digest_of([repr(row) for row in found.to_pylist()])
+
+
+def digest_of_draws() -> str:
+    """The tokens that answers to some prompts are drawn as, but for what a model says."""
+    import torch
+
+    stage = Responses.model_validate({name: {"model": name} for name in ("policy", "reference")})
+    keys = stage.keys(pa.array(TEXTS)).ravel()
+    logits = torch.linspace(-2, 2, 50, dtype=torch.float64).expand(len(keys), -1)
+    drawn = [draw(logits, torch.from_numpy(uniforms(keys, step)), 0.8, 0.9) for step in range(3)]
+    return digest_of([tokens.tolist() for tokens in drawn])
+
+
+def digest_of_pairs() -> str:
+    """The pairs of made-up answers and rewards."""
+    draws = np.random.default_rng(8)
+    policy, reference = draws.integers(-3, 0, (2, 200, 4)).astype(float)
+    texts = [[f"answer {n}" for n in row] for row in draws.integers(0, 3, (200, 4))]
+    ended = (draws.random((200, 4)) < 0.7).tolist()
+    refused = ["why" if n % 20 == 0 else None for n in range(200)]
+
+    def answered(lists: list[Any]) -> list[Any]:
+        return [None if why else part for part, why in zip(lists, refused, strict=True)]
+
+    lists = {
+        "texts": texts,
+        "ended": ended,
+        "policy": policy.tolist(),
+        "reference": reference.tolist(),
+    }
+    columns = {**{name: answered(part) for name, part in lists.items()}, "refused": refused}
+    made = pa.record_batch(columns)
+    pairs = SeraBootstrap().pairs(made)
+    assert len(set(pairs.outcome.tolist())) == 5
+    found = made.filter(pa.array(pairs.outcome == 0))
+    texts = [column.to_pylist() for column in SeraBootstrap().texts(found).values()]
+    return digest_of([[column.tolist() for column in pairs[:3]], texts])
 
 
 @pytest.mark.parametrize("name", sorted(operators()))
