@@ -3,9 +3,10 @@
 Speed. MB of text a second on one core (time of the processor, which other work on the machine
 changes less) to train a model and to score with it, by order. The floor of scoring is one look-up a
 byte, at a place that only the look-up before it tells, in as much memory as the model takes; as
-many chains of them at once as the kernel has parts. With --peer-python (an interpreter with the package kenlm) KenLM scores the same texts with
-the same model, written as an ARPA file whose words are bytes; the log-probabilities must agree.
-Splitting its sentences into words is part of KenLM's time, spelling bytes as words is not.
+many chains of them at once as the kernel has parts. With --peer-python (an interpreter with the
+package kenlm) KenLM scores the same texts with the same model, written as an ARPA file whose words
+are bytes; the log-probabilities must agree. Splitting its sentences into words is part of KenLM's
+time, spelling bytes as words is not.
 
 Quality. From a pool of real texts of many kinds a few are the target; how well are the others of
 their kind found? AUROC of every method's score, and the share of the kind among as many of the best
@@ -48,8 +49,8 @@ DOMAINS = [
     *("medical", "law", "code_python", "code_java", "science_abstracts", "books", "cli_docs"),
     *("web_reviews", "web_newsgroup"),
 ]
-#: Rows of a target set.
-TARGET = 50
+#: Rows of a target set; of other kinds in the pool, and a quarter of that of the kind, at most.
+TARGET, POOL = 50, 4_000
 
 
 def texts_of(data: Path) -> pl.DataFrame:
@@ -199,7 +200,12 @@ def scores(folder: Path, target: pl.DataFrame, model: str) -> dict[str, Floats]:
     reference = {"path": str(folder / "target.parquet")}
     size = int(target["text"].str.len_bytes().sum())
     variants = {f"difference, order {order}": {"order": order} for order in range(3, 8)}
-    variants["difference, order 5, general as small"] = {"order": 5, "max_bytes": size}
+    variants["difference, order 5, general on 1 MB"] = {"order": 5, "max_bytes": 1_000_000}
+    for order in (4, 5):
+        variants[f"difference, order {order}, general as small"] = {
+            "order": order,
+            "max_bytes": size,
+        }
     stages: list[dict[str, Any]] = []
     for i, more in enumerate(variants.values()):
         names = f"target{i}", f"general{i}"
@@ -240,7 +246,8 @@ def word_difference(target: list[str], general: list[str], pool: list[str]) -> F
     words = re.compile(r"\w+|[^\w\s]")
     split = [[words.findall(text.lower()) for text in part] for part in (target, general, pool)]
     counts = Counter(word for text in split[0] for word in text)
-    known = {word: i for i, (word, count) in enumerate(counts.items(), 1) if count > 1}
+    twice = (word for word, count in counts.items() if count > 1)
+    known = {word: number for number, word in enumerate(twice, 1)}
     numbered = [
         [np.array([known.get(word, 0) for word in text], np.int64) for text in part]
         for part in split
@@ -268,7 +275,8 @@ def quality(table: pl.DataFrame, seeds: int, model: str) -> list[dict[str, Any]]
             mixed = source.sample(fraction=1, shuffle=True, seed=seed)
             mine = mixed.filter(pl.col("kind") == kind)
             target = mine[: min(TARGET, len(mine) // 2)]
-            pool = mixed.join(target, on="id", how="anti").sort("id")
+            others = mixed.filter(pl.col("kind") != kind)[:POOL]
+            pool = pl.concat([mine[len(target) : len(target) + POOL // 4], others]).sort("id")
             wanted = (pool["kind"] == kind).to_numpy()
             with tempfile.TemporaryDirectory() as name:
                 pool.select("id", "text").write_parquet(Path(name) / "pool.parquet")

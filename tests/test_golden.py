@@ -18,6 +18,7 @@ import tamis
 from tamis.recipe import operators
 from tamis.scoring.column_scorer import ColumnScorer
 from tamis.scoring.embedding import Embedding
+from tamis.scoring.logprobs import Logprobs
 from tamis.scoring.ngram_index import NgramIndex
 from tamis.scoring.ngram_model import NgramLogp, NgramModel
 from tamis.scoring.operator import RowScorer
@@ -29,6 +30,7 @@ from tamis.storage.catalog import query
 from tamis.storage.files import digest_of
 from tamis.storage.ledger import PARENT
 from tests.conftest import make_texts, write_corpus
+from tests.tiny_models import save_model
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TEXTS = [*make_texts(200, copies=0.5), "", "!", "Straße, Ünïcode", "漢字とかな", "a\nb\na\n"]
@@ -44,6 +46,7 @@ MARKED = [
 SCORERS: dict[str, dict[str, Any]] = {
     "pii": {"mask": True},
     "token_count": {"bytes_per_token": 4.0},
+    "excess_loss": {"unit": "byte"},
     "idealised_ranking_accuracy": {"alpha": 0.7},
     "implicit_reward_margin": {"policy": {"policy": 0.75, "older": 0.25}},
 }
@@ -129,6 +132,8 @@ def digest_of_operator(name: str) -> str:
         return digest_of_ngram_models(name)
     if name == "embedding":
         return digest_of_vectors()
+    if name == "logprobs":
+        return digest_of_logprobs()
     if name == "responses":
         return digest_of_draws()
     if name == "sera_bootstrap":
@@ -212,6 +217,23 @@ def digest_of_vectors() -> str:
     similar[similar > 0.9999] = -1  # copies, of which none is the closest
     rest = [found[name].to_pylist() for name in ("embedding_tokens", "embedding_truncated")]
     return digest_of([similar.argmax(axis=1).tolist(), rest])
+
+
+def digest_of_logprobs() -> str:
+    """Tokens, and what is more likely than what: the last bits differ between processors."""
+    rows = [
+        {"prompt": f"Say {text[:30]}", "chosen": text[30:200], "rejected": text[:90]}
+        for text in TEXTS[:40]
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        model = str(save_model(Path(folder), "llama"))
+        stage = Logprobs(name="s", model=model, of="pair", dtype="float32", max_tokens=60)
+        found = stage.compute(pa.RecordBatch.from_pylist(rows)).to_pydict()
+    exact = ("tokens", "bytes", "top1", "truncated")
+    sides = ("s_chosen", "s_rejected")
+    ranks = [np.argsort([row or 0 for row in found[f"{side}_logp"]]).tolist() for side in sides]
+    counts = [found[f"{side}_{name}"] for side in sides for name in exact]
+    return digest_of([ranks, counts, found["s_refused"]])
 
 
 def digest_of_columns(name: str) -> str:

@@ -109,6 +109,8 @@ def _missing(folder: Path) -> str:
     if weights[0].name == WEIGHTS[1]:
         parts = read_config(weights[0]).get("weight_map", {}).values()
         for part in sorted(set(parts)):
+            if Path(part).name != part:
+                return f"a part of its weights that lies elsewhere ({part})"
             if not (folder / part).exists():
                 return f"a part of its weights ({part})"
     if not any((folder / file).exists() for file in TOKENIZERS):
