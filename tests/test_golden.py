@@ -18,14 +18,19 @@ import tamis
 from tamis.recipe import operators
 from tamis.scoring.column_scorer import ColumnScorer
 from tamis.scoring.embedding import Embedding
+from tamis.scoring.logprobs import Logprobs
 from tamis.scoring.ngram_index import NgramIndex
 from tamis.scoring.ngram_model import NgramLogp, NgramModel
 from tamis.scoring.operator import RowScorer
+from tamis.scoring.responses import Responses
+from tamis.scoring.sampling import draw, uniforms
+from tamis.selectors.sera_bootstrap import SeraBootstrap
 from tamis.selectors.table_scorer import TableScorer
 from tamis.storage.catalog import query
 from tamis.storage.files import digest_of
 from tamis.storage.ledger import PARENT
 from tests.conftest import make_texts, write_corpus
+from tests.tiny_models import save_model
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TEXTS = [*make_texts(200, copies=0.5), "", "!", "Straße, Ünïcode", "漢字とかな", "a\nb\na\n"]
@@ -41,6 +46,7 @@ MARKED = [
 SCORERS: dict[str, dict[str, Any]] = {
     "pii": {"mask": True},
     "token_count": {"bytes_per_token": 4.0},
+    "excess_loss": {"unit": "byte"},
     "idealised_ranking_accuracy": {"alpha": 0.7},
     "implicit_reward_margin": {"policy": {"policy": 0.75, "older": 0.25}},
 }
@@ -126,6 +132,12 @@ def digest_of_operator(name: str) -> str:
         return digest_of_ngram_models(name)
     if name == "embedding":
         return digest_of_vectors()
+    if name == "logprobs":
+        return digest_of_logprobs()
+    if name == "responses":
+        return digest_of_draws()
+    if name == "sera_bootstrap":
+        return digest_of_pairs()
     if name == "contamination_hits":
         return digest_of_hits()
     if issubclass(cls, ColumnScorer):
@@ -205,6 +217,23 @@ def digest_of_vectors() -> str:
     similar[similar > 0.9999] = -1  # copies, of which none is the closest
     rest = [found[name].to_pylist() for name in ("embedding_tokens", "embedding_truncated")]
     return digest_of([similar.argmax(axis=1).tolist(), rest])
+
+
+def digest_of_logprobs() -> str:
+    """Tokens, and what is more likely than what: the last bits differ between processors."""
+    rows = [
+        {"prompt": f"Say {text[:30]}", "chosen": text[30:200], "rejected": text[:90]}
+        for text in TEXTS[:40]
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        model = str(save_model(Path(folder), "llama"))
+        stage = Logprobs(name="s", model=model, of="pair", dtype="float32", max_tokens=60)
+        found = stage.compute(pa.RecordBatch.from_pylist(rows)).to_pydict()
+    exact = ("tokens", "bytes", "top1", "truncated")
+    sides = ("s_chosen", "s_rejected")
+    ranks = [np.argsort([row or 0 for row in found[f"{side}_logp"]]).tolist() for side in sides]
+    counts = [found[f"{side}_{name}"] for side in sides for name in exact]
+    return digest_of([ranks, counts, found["s_refused"]])
 
 
 def digest_of_columns(name: str) -> str:
@@ -293,6 +322,43 @@ def digest_of_hits() -> str:
         assert isinstance(signal, RowScorer)
         found = signal.compute(pa.record_batch({"text": [*TEXTS, *PAGES]}))
         return digest_of([repr(row) for row in found.to_pylist()])
+
+
+def digest_of_draws() -> str:
+    """The tokens that answers to some prompts are drawn as, but for what a model says."""
+    import torch
+
+    stage = Responses.model_validate({name: {"model": name} for name in ("policy", "reference")})
+    keys = stage.keys(pa.array(TEXTS)).ravel()
+    logits = torch.linspace(-2, 2, 50, dtype=torch.float64).expand(len(keys), -1)
+    drawn = [draw(logits, torch.from_numpy(uniforms(keys, step)), 0.8, 0.9) for step in range(3)]
+    return digest_of([tokens.tolist() for tokens in drawn])
+
+
+def digest_of_pairs() -> str:
+    """The pairs of made-up answers and rewards."""
+    draws = np.random.default_rng(8)
+    policy, reference = draws.integers(-3, 0, (2, 200, 4)).astype(float)
+    texts = [[f"answer {n}" for n in row] for row in draws.integers(0, 3, (200, 4))]
+    ended = (draws.random((200, 4)) < 0.7).tolist()
+    refused = ["why" if n % 20 == 0 else None for n in range(200)]
+
+    def answered(lists: list[Any]) -> list[Any]:
+        return [None if why else part for part, why in zip(lists, refused, strict=True)]
+
+    lists = {
+        "texts": texts,
+        "ended": ended,
+        "policy": policy.tolist(),
+        "reference": reference.tolist(),
+    }
+    columns = {**{name: answered(part) for name, part in lists.items()}, "refused": refused}
+    made = pa.record_batch(columns)
+    pairs = SeraBootstrap().pairs(made)
+    assert len(set(pairs.outcome.tolist())) == 5
+    found = made.filter(pa.array(pairs.outcome == 0))
+    texts = [column.to_pylist() for column in SeraBootstrap().texts(found).values()]
+    return digest_of([[column.tolist() for column in pairs[:3]], texts])
 
 
 @pytest.mark.parametrize("name", sorted(operators()))

@@ -78,7 +78,7 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def given(home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The names that the documentation's code defines, but for the training itself."""
     monkeypatch.chdir(home)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(home / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", home / "cache")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     names: dict[str, Any] = {}
     for block in CODE:

@@ -130,10 +130,11 @@ def _run_place(run: Any) -> Any:
     """The workspace of a run, or None for what is none: a frame."""
     from pathlib import Path
 
+    from tamis.flows.direct import Result
     from tamis.storage.catalog import workspace_of
     from tamis.storage.places import place_of
 
-    if hasattr(run, "workspace"):
+    if isinstance(run, Result):
         return run.workspace
     return workspace_of(place_of(run)) if isinstance(run, str | Path) else None
 

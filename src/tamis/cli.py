@@ -29,6 +29,7 @@ from tamis.console import (
 if TYPE_CHECKING:
     from tamis.flows.direct import Result
     from tamis.recipe import Recipe
+    from tamis.scoring.operator import Operator
     from tamis.storage.places import Place
 
 app = typer.Typer(
@@ -283,7 +284,8 @@ def score(
         )
     home = place_of(workspace or _beside(corpus))
     stage = {**_parameters(param or []), "operator": name}
-    roles = {**_roles_of(stage, text), **_parameters(role or [], "--role"), "id": row_id}
+    named = dict(_pair(part, "--role") for part in role or ())
+    roles = {**_roles_of(stage, text), **named, "id": row_id}
     recipe = _recipe(corpus, format, roles, [stage], None, str(home))
     fields = recipe.stages[0].fields()
     scores = [f.name for f in fields if is_number(f.type) and str(f.type) != "bool"]
@@ -684,7 +686,7 @@ def operators(
         print(json.dumps({**about, "roles": cls.roles, "parameters": schema}))
         return
     say(f"{name}  ({cls.kind}, version {cls.version})\n\n{doc(cls)}\n")
-    say(f"reads    {', '.join(cls.roles) or 'columns and scores'}")
+    say(f"reads    {', '.join([*cls.roles, *_read_by_itself(cls)]) or 'columns and scores'}")
     say(f"source   {cls.paper or '-'}")
     required = schema.get("required", [])
     table(
@@ -695,6 +697,16 @@ def operators(
             if key != "operator"
         ],
     )
+
+
+def _read_by_itself(cls: "type[Operator]") -> list[str]:
+    """Columns that an operator reads with the parameters it has by itself."""
+    from pydantic import ValidationError
+
+    try:
+        return sorted(cls().reads())
+    except ValidationError:
+        return []
 
 
 @recipe_app.command("schema")
@@ -813,7 +825,17 @@ def _amount(value: str, option: str) -> dict[str, float | int]:
         ) from error
 
 
-def _parameters(given: list[str], option: str = "--param") -> dict[str, Any]:
+def _pair(given: str, option: str) -> tuple[str, str]:
+    """What stands before and after an equals sign."""
+    from tamis.storage.errors import UserError
+
+    name, equals, value = given.partition("=")
+    if not equals:
+        raise UserError(f"{option}: expected name=value, found {given!r}")
+    return name, value
+
+
+def _parameters(given: list[str]) -> dict[str, Any]:
     """Parameters given as ``name=value``, the value as in YAML."""
     import yaml
 
@@ -821,13 +843,11 @@ def _parameters(given: list[str], option: str = "--param") -> dict[str, Any]:
 
     found = {}
     for part in given:
-        name, equals, value = part.partition("=")
+        name, value = _pair(part, "--param")
         try:
             found[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            equals = ""
-        if not equals:
-            raise UserError(f"{option}: expected name=value, found {part!r}")
+        except yaml.YAMLError as error:
+            raise UserError(f"--param: expected name=value, found {part!r}") from error
     return found
 
 

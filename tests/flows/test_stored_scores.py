@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -196,6 +197,15 @@ def test_a_run_without_rows(tmp_path: Path) -> None:
     result = tamis.run(recipe(tmp_path / "in.parquet", tmp_path, stage))
     assert tamis.score("chow_sum", result, params={"signal": "p"}).shape == (0, 3)
     assert tamis.sql(result, "SELECT chow_sum FROM scores").shape == (0, 1)
+
+
+def test_a_frame_may_have_a_column_named_workspace() -> None:
+    frame = pd.DataFrame({"workspace": ["a"], "policy_logp": [-1.0], "reference_logp": [-2.0]})
+    assert tamis.score("implicit_reward", frame)["implicit_reward"].to_list() == [0.1]
+
+
+def test_the_columns_that_a_score_reads_are_told() -> None:
+    assert "policy_logp, reference_logp" in command("operators", "implicit_reward")
 
 
 def test_scores_of_a_frame_keep_nulls_apart_from_zeros() -> None:

@@ -120,6 +120,20 @@ def test_prompts_that_cannot_be_answered_say_why(models: dict[str, str]) -> None
     assert stage.compute(pa.record_batch({"prompt": none})).num_rows == 0
 
 
+def test_answers_are_a_score_of_their_own(models: dict[str, str], tmp_path: Path) -> None:
+    told = {name: {"model": folder, "dtype": "float32"} for name, folder in models.items()}
+    told |= {"samples": 2, "max_new_tokens": 5}
+    frame = tamis.score("responses", pa.table({"prompt": PROMPTS}), params=told)
+    expected = sampler(models, samples=2, max_new_tokens=5)
+    rows = expected.compute(pa.record_batch({"prompt": PROMPTS})).to_pylist()
+    assert frame["responses_texts"].to_list() == [row["responses_texts"] for row in rows]
+    stage = {"operator": "responses", "name": "said", **told}
+    recipe = {"corpus": corpus(tmp_path, PROMPTS), "stages": [stage]}
+    result = tamis.run({**recipe, "workspace": str(tmp_path / "work")})
+    _, said = query(result.workspace, "SELECT said_texts FROM signals ORDER BY shard, row")
+    assert [texts for (texts,) in said] == [row["responses_texts"] for row in rows]
+
+
 def made(rows: list[dict[str, Any]]) -> pa.RecordBatch:
     """A batch as `Responses` gives it."""
     names = ("texts", "ended", "policy", "reference", "refused")

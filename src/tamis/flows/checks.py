@@ -247,7 +247,9 @@ def memory_needed(recipe: Recipe, corpus: Corpus, workers: int) -> tuple[int, st
         for stage in recipe.stages
         if isinstance(stage, TableOperator)
     }
-    makers = [stage for stage in recipe.stages if isinstance(stage, Generator)]
-    needs |= {stage.stage: stage.memory(corpus.rows) for stage in makers}
+    for index, stage in enumerate(recipe.stages):
+        if isinstance(stage, Generator):
+            earlier = {s.stage: s for s in recipe.stages[:index]}
+            needs[stage.stage] = stage.memory(corpus.rows, earlier)
     largest = max(needs, key=lambda name: needs[name], default="")
     return fixed + needs.get(largest, 0), largest

@@ -17,6 +17,7 @@ from tamis.storage.errors import UserError
 _SAVED = "give a folder as `save_pretrained` of model and tokenizer writes it"
 #: By what name configurations give the tokens a model reads at once, and the width of its states.
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
 _WIDTH = ("hidden_size", "n_embd", "d_model", "dim")
 
 
@@ -71,6 +72,21 @@ def width_of(folder: Path, name: str) -> int:
     return found
 
 
+def state_bytes(folder: Path, name: str) -> int:
+    """Most bytes of keys and values that a model keeps of a token it has read, in float32.
+
+    Raises:
+        UserError: if its configuration does not tell the width of its states.
+    """
+    layers = _integer(folder, _LAYERS)
+    return 8 * (layers or 1) * width_of(folder, name)
+
+
+def words_of(folder: Path) -> int:
+    """Tokens that a model can say, as its configuration tells."""
+    return _integer(folder, ("vocab_size",)) or 1
+
+
 def _integer(folder: Path, names: tuple[str, ...]) -> int | None:
     config: Any = read_config(folder / "config.json")
     # Of a model for more than text, the part that is for text.
@@ -93,6 +109,8 @@ def _missing(folder: Path) -> str:
     if weights[0].name == WEIGHTS[1]:
         parts = read_config(weights[0]).get("weight_map", {}).values()
         for part in sorted(set(parts)):
+            if Path(part).name != part:
+                return f"a part of its weights that lies elsewhere ({part})"
             if not (folder / part).exists():
                 return f"a part of its weights ({part})"
     if not any((folder / file).exists() for file in TOKENIZERS):

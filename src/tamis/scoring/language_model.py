@@ -188,11 +188,15 @@ class LanguageModel:
         """Compute some items, in halves where they do not fit into memory."""
         import torch
 
+        forward = self._packed if self.way == "packed" else self._own
+        hidden = out.hidden is not None
         try:
             with torch.inference_mode(), one_thread():
-                forward = self._packed if self.way == "packed" else self._own
-                made = forward(tokens, context, items, chosen, out.hidden is not None)
-            out.put(chosen, *made)
+                out.put(chosen, *forward(tokens, context, items, chosen, hidden))
+                # What is not finite spreads through the masks of a group: whose is it?
+                for item in out.strange(chosen) if len(chosen) > 1 else ():
+                    alone = np.array([item])
+                    out.put(alone, *forward(tokens, context, items, alone, hidden))
             return
         except RuntimeError as error:  # among them torch.OutOfMemoryError
             if not _is_memory(error):
@@ -363,6 +367,12 @@ class _Out(NamedTuple):
         self.logps[place], self.entropy[place], self.top1[place] = logps, entropy, top1
         if self.hidden is not None:
             self.hidden[chosen] = hidden
+
+    def strange(self, chosen: Int64s) -> Int64s:
+        """Those of some items of which a log-probability is not finite."""
+        sizes = np.diff(self.offsets)[chosen]
+        finite = np.isfinite(self.logps[ranges(self.offsets[chosen], sizes)])
+        return np.unique(np.repeat(chosen, sizes)[~finite])
 
 
 def _by_row(items: Items, out: _Out, rows: int) -> Scored:

@@ -4,6 +4,7 @@ In float32 MKL leaves the wide registers of other makers' processors unused: on 
 oneDNN took half its time. In bfloat16 PyTorch calls oneDNN by itself.
 """
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,16 +13,16 @@ if TYPE_CHECKING:
 
 def converted(linear: "nn.Linear") -> Any:
     """The same product by oneDNN, with a matrix laid out for it."""
-    from torch.utils.mkldnn import to_mkldnn
+    with warnings.catch_warnings():  # PyTorch's own use of what it calls old
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from torch.utils.mkldnn import to_mkldnn
 
-    return to_mkldnn(linear)  # type: ignore[no-untyped-call]
+        return to_mkldnn(linear)  # type: ignore[no-untyped-call]
 
 
 def is_converted(module: "nn.Module") -> bool:
     """Whether a module is one that `converted` made."""
-    from torch.utils.mkldnn import MkldnnLinear
-
-    return isinstance(module, MkldnnLinear)
+    return type(module).__name__ == "MkldnnLinear"
 
 
 def convert_inside(model: "nn.Module") -> None:

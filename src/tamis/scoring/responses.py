@@ -10,12 +10,17 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from tamis.scoring.completions import load_tokenizer
-from tamis.scoring.language_files import find_language_model
+from tamis.scoring.language_files import (
+    find_language_model,
+    locate_language_model,
+    state_bytes,
+    words_of,
+)
 from tamis.scoring.language_model import LanguageModel, context_length
 from tamis.scoring.logprobs import Logprobs
 from tamis.scoring.model_files import ModelFiles
 from tamis.scoring.operator import Signal
-from tamis.scoring.sampling import Sampler
+from tamis.scoring.sampling import BATCH_CHANCES, BATCH_TOKENS, CHANCE_BYTES, Sampler
 from tamis.storage.hashing import hash_batch
 from tamis.storage.kernels import Int64s, UInt64s
 from tamis.storage.messages import answers as as_answers
@@ -88,7 +93,15 @@ class Responses(Signal):
         return {**super().key_parts(), **models}
 
     def memory(self) -> int:
-        return self.policy.memory() + self.reference.memory()
+        return self.policy.memory() + self.reference.memory() + self.drawing_memory()
+
+    def drawing_memory(self) -> int:
+        """Bytes beside the models that sampling takes at the most on a processor, as long as no
+        prompt alone is longer than a batch.
+        """
+        folder, _ = locate_language_model(self.policy.model, self.policy.revision)
+        states = BATCH_TOKENS["cpu"] * state_bytes(folder, self.policy.model)
+        return states + max(BATCH_CHANCES["cpu"], words_of(folder)) * CHANCE_BYTES
 
     def fields(self) -> pa.Schema:
         def column(name: str, kind: pa.DataType) -> pa.Field:
@@ -114,13 +127,14 @@ class Responses(Signal):
         ids = [found for found in read if not isinstance(found, str) for _ in range(self.samples)]
         answers = sampler.answers(
             ids,
-            self._keys(prompts)[answered].ravel(),
+            self.keys(prompts)[answered].ravel(),
             self.max_new_tokens,
             self.temperature,
             self.top_p,
         )
         texts = pa.array([answer.text for answer in answers], pa.string())
-        logps = _scored([self.policy, self.reference], prompts, parents, texts)
+        models = [scoring(self.policy), scoring(self.reference)]
+        logps = _scored(models, prompts, parents, texts)
         ended = pa.array([answer.ended for answer in answers], pa.bool_())
         counts = np.where(np.asarray(refused.is_null()), self.samples, 0)
         offsets = pa.array(np.r_[0, np.cumsum(counts)].astype(np.int32))
@@ -135,7 +149,7 @@ class Responses(Signal):
         context = context_length(files, self.policy.max_tokens)
         return _sampler(self.policy.loaded(), files, context)
 
-    def _keys(self, prompts: pa.Array) -> UInt64s:
+    def keys(self, prompts: pa.Array) -> UInt64s:
         """Of every answer to every prompt, a row each: from content, number and seed."""
         found = hash_batch(pa.record_batch({"prompt": prompts}))
         numbers = np.arange(self.samples, dtype=np.uint64)

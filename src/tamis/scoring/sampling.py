@@ -13,8 +13,12 @@ import numpy.typing as npt
 
 from tamis.storage.kernels import UInt64s
 
-#: Tokens of prompts and answers that are held at once, by device. Not confirmed by a measurement.
+#: Tokens of prompts and answers whose keys and values are held at once, by device, and numbers of
+#: the distributions that are drawn from. Not confirmed by a measurement.
 BATCH_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 17}
+BATCH_CHANCES = {"cpu": 1 << 22, "cuda": 1 << 25}
+#: Bytes of a number of a distribution while it is drawn from: in float64, some copies.
+CHANCE_BYTES = 48
 
 #: A batch takes all cores, or most of a device's memory.
 _ONE_AT_A_TIME = threading.Lock()
@@ -100,6 +104,7 @@ class Sampler:
         self._model = model
         self._tokenizer = tokenizer
         self._context = context
+        self._words = int(model.get_output_embeddings().weight.shape[0])
         ends = model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         self._ends = sorted({*ends, tokenizer.eos_token_id} - {None})
@@ -158,12 +163,15 @@ class Sampler:
         import torch
 
         order = np.argsort([-len(ids) for ids in prompts], kind="stable")
-        budget = BATCH_TOKENS[self._model.device.type]
+        device = self._model.device.type
+        budget = BATCH_TOKENS[device]
+        rows_most = max(1, BATCH_CHANCES[device] // self._words)
         found: dict[int, Answer] = {}
         while len(found) < len(order):
             # The longest prompt of a batch comes first.
             left = order[len(found) :]
-            rows = left[: max(1, budget // (len(prompts[left[0]]) + longest))]
+            fitting = max(1, budget // (len(prompts[left[0]]) + longest))
+            rows = left[: min(fitting, rows_most)]
             chooser = _Chooser(keys[rows], temperature, top_p)
             try:
                 batch = self._batch([prompts[row] for row in rows], chooser, longest)

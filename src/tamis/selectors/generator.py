@@ -51,8 +51,10 @@ class Generator(Operator):
         "not quarantined",
     )
 
-    def memory(self, rows: int) -> int:
-        """Upper bound of the bytes it holds at once for a table of `rows`."""
+    def memory(self, rows: int, earlier: Mapping[str, Operator]) -> int:
+        """Upper bound of the bytes it holds at once for a table of `rows`, beside the models of
+        the stages before it.
+        """
         raise NotImplementedError
 
     def source(self, earlier: Mapping[str, Operator]) -> RowScorer:

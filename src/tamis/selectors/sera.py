@@ -93,8 +93,8 @@ class Sera(ScoreBudget):
     """Keep a share of the preference pairs by their margin (SeRA's selection); ties by row_id.
 
     Which pairs are best is disputed, so the direction is yours. `highest` margins are SeRA's, and
-    those of Less-is-More and BeeS; `lowest`, the hardest pairs, are arXiv 2508.04149's; `middle`
-    are those around the median, `magnitude` those furthest from 0 on either side, as for
+    those of Deng et al. 2025 (Less is more); `lowest`, the hardest pairs, are Qi et al. 2025's;
+    `middle` are those around the median, `magnitude` those furthest from 0 on either side, as for
     `by: reference_margin`, of which 30 to 50 % are kept. The report tells for every direction how
     many rows it would keep, their mean, lowest and highest margin, and how many of them the chosen
     direction keeps too; and what is kept of every group.
@@ -124,7 +124,8 @@ class Sera(ScoreBudget):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = (
         "Ko et al. 2025, SeRA: self-reviewing and alignment of LLMs using implicit reward margins; "
-        "Diwan et al. 2025, Clear preferences leave traces; on the direction: arXiv 2508.04149"
+        "Diwan et al. 2025, Clear preferences leave traces; Qi et al. 2025, Difficulty-based "
+        "preference data selection by DPO implicit reward gap"
     )
 
     @model_validator(mode="after")

@@ -143,8 +143,9 @@ class SeraBootstrap(Generator):
         drawn = ("samples", "temperature", "top_p", "max_new_tokens", "seed")
         return Responses(**models, **{name: getattr(self, name) for name in drawn})
 
-    def memory(self, rows: int) -> int:
-        return rows * 120
+    def memory(self, rows: int, earlier: Mapping[str, Operator]) -> int:
+        # The models are those of the stages before, which count them.
+        return rows * 120 + self.source(earlier).drawing_memory()
 
     def choose(self, table: Table, made: Evaluated) -> NewRows:
         columns = [*made.operator.fields().names, *(key.name for key in KEYS)]
