@@ -103,9 +103,9 @@ def speed(table: pl.DataFrame, repeats: int, peer: Path | None) -> None:
                 middle = time.thread_time()
                 found = model.log_likelihood(scored)
                 end = time.thread_time()
-                rates.setdefault(order, []).append(
-                    (given / (middle - begin), size / (end - middle))
-                )
+                rate = size / (end - middle)
+                figures = given / (middle - begin), rate, rate / chased(model, size)
+                rates.setdefault(order, []).append(figures)
                 models[order] = model, -found.sum() / np.log(2) / size / 1e6
         for order, (model, bits) in models.items():
             train, score, share = (statistics.median(r) for r in zip(*rates[order], strict=True))
