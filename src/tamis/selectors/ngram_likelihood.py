@@ -54,7 +54,13 @@ class NgramLikelihood(TableScorer):
         description="rows of the kind that is wanted, to train the model on; if not given, rows "
         "of the corpus itself",
     )
-    order: int = Field(default=5, ge=1, le=HIGHEST_ORDER, description="bytes of the longest n-gram")
+    order: int = Field(
+        default=4,
+        ge=1,
+        le=HIGHEST_ORDER,
+        description="bytes of the longest n-gram; of orders 3 to 6 it found the rows of small "
+        "targets best (benchmarks/ngram.py), large ones bear more",
+    )
     max_bytes: int = Field(
         default=4_000_000,
         ge=1,
