@@ -588,6 +588,20 @@ def test_what_was_scored_before_a_kill_is_not_scored_again(
     np.testing.assert_allclose(*(t["ref_chosen_logps"] for t in tables), atol=1e-4)
 
 
+def test_the_command_says_nothing_but_what_it_has_to_say(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    write_pairs(tmp_path / "in.parquet", 3)
+    told = ["score", "logprobs", str(tmp_path / "in.parquet"), "--param", "of=pair"]
+    told += ["--param", f"model={models['qwen2']}", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tamis.cli", *told], capture_output=True, text=True, check=True
+    )
+    assert "logprobs_chosen_logp" in done.stdout
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if not line.startswith("tamis: ")] == []
+
+
 def test_parameters_that_do_not_fit() -> None:
     from pydantic import ValidationError
 

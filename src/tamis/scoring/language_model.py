@@ -32,7 +32,7 @@ Bools = npt.NDArray[np.bool_]
 
 #: Tokens of one forward. Measured on a processor: more do not fit into its cache.
 CPU_TOKENS, CUDA_TOKENS = 512, 16384
-#: Tokens of a group that shares a prompt.
+#: Tokens of the completions that share a prompt in one forward.
 _GROUP_TOKENS = 4096
 #: Positions and words of the vocabulary that the head is applied to at once: what a processor's
 #: cache holds. On CUDA the positions are more.
