@@ -58,8 +58,8 @@ class NgramLikelihood(TableScorer):
         default=4,
         ge=1,
         le=HIGHEST_ORDER,
-        description="bytes of the longest n-gram; of orders 3 to 6 it found the rows of small "
-        "targets best (benchmarks/ngram.py), large ones bear more",
+        description="bytes of the longest n-gram; 3 and 4 found the rows of small targets best "
+        "(benchmarks/ngram.py), likelihood by itself gains from more",
     )
     max_bytes: int = Field(
         default=4_000_000,
