@@ -1,8 +1,9 @@
 """Train the two tiny language models that lie beside this script, on pairs gathered by tamis.
 
-    python -m venv --without-pip pairs            # or any two empty folders
-    pip install --no-deps --target pairs/train -r examples/models/requirements-train.txt
-    pip install --no-deps --target pairs/held-out -r examples/models/requirements-held-out.txt
+    pip install --no-deps --only-binary :all: --target pairs/train \\
+        -r examples/models/requirements-train.txt
+    pip install --no-deps --only-binary :all: --target pairs/held-out \\
+        -r examples/models/requirements-held-out.txt
     python examples/models/train.py --train pairs/train --held-out pairs/held-out \\
         --work pairs/work --out examples/models
 
@@ -43,6 +44,7 @@ TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 )
 BETA = 0.1
+ANSWERS = ("chosen", "rejected")
 #: Of a package so many functions at most, so that generated ones do not outweigh the others.
 MOST_OF_A_PACKAGE = 4000
 
@@ -314,13 +316,13 @@ def train_policy(
 
 def logps(model: LlamaForCausalLM, tokenizer: Any, frame: pl.DataFrame, name: str) -> pl.DataFrame:
     """Columns ``NAME_chosen_logp``, ``NAME_rejected_logp`` and the answers' numbers of tokens."""
-    texts = Texts(tokenizer, frame, "chosen", "rejected")
+    texts = Texts(tokenizer, frame, *ANSWERS)
     found = np.zeros((len(frame), 2))
     with torch.no_grad():
         for rows in texts.batches(8192, None):
             found[rows] = answer_logps(model, texts.padded(rows)).numpy()
     columns = {}
-    for place, answer in enumerate(("chosen", "rejected")):
+    for place, answer in enumerate(ANSWERS):
         columns[f"{name}_{answer}_logp"] = found[:, place]
         columns[f"{answer}_tokens"] = np.array([len(a) for a in texts.answers[place]])
     return pl.DataFrame(columns)
@@ -328,16 +330,17 @@ def logps(model: LlamaForCausalLM, tokenizer: Any, frame: pl.DataFrame, name: st
 
 def judged(frame: pl.DataFrame) -> dict[str, np.ndarray]:
     """Four numbers a pair that should be above zero: the implicit reward margin, and baselines."""
-    get = {name: frame[name].to_numpy() for name in frame.columns if name not in ("prompt",)}
-    gap = {m: get[f"{m}_chosen_logp"] - get[f"{m}_rejected_logp"] for m in ("policy", "reference")}
-    each = {a: get[f"reference_{a}_logp"] / get[f"{a}_tokens"] for a in ("chosen", "rejected")}
+    logp = {m: [frame[f"{m}_{a}_logp"] for a in ANSWERS] for m in ("policy", "reference")}
+    gap = {model: chosen - rejected for model, (chosen, rejected) in logp.items()}
+    each = [frame[f"reference_{a}_logp"] / frame[f"{a}_tokens"] for a in ANSWERS]
     length = frame["chosen"].str.len_chars().cast(int) - frame["rejected"].str.len_chars().cast(int)
-    return {
+    columns = {
         "margin": BETA * (gap["policy"] - gap["reference"]),
         "reference": gap["reference"],
-        "reference a token": each["chosen"] - each["rejected"],
-        "longer": length.to_numpy(),
+        "reference a token": each[0] - each[1],
+        "longer": length,
     }
+    return {name: column.to_numpy() for name, column in columns.items()}
 
 
 def accuracy(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
@@ -438,7 +441,7 @@ def main() -> None:
 
     reference, _ = load(given.out / "reference")
     policy, _ = load(given.out / "reference")
-    pairs = Texts(tokenizer, last, "chosen", "rejected")
+    pairs = Texts(tokenizer, last, *ANSWERS)
     print(f"policy: {sum(pairs.lengths)} tokens", flush=True)
     train_policy(
         policy,
