@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from tamis.scoring.completions import load_tokenizer
-from tamis.scoring.hardware import loaded_once
+from tamis.scoring.hardware import loaded_once, model_threads
 from tamis.scoring.language_files import (
     find_language_model,
     locate_language_model,
@@ -101,7 +101,8 @@ class Responses(Signal):
         """
         folder, _ = locate_language_model(self.policy.model, self.policy.revision)
         states = BATCH_TOKENS["cpu"] * state_bytes(folder, self.policy.model)
-        return states + max(BATCH_CHANCES["cpu"], words_of(folder) or 1) * CHANCE_BYTES
+        chances = max(BATCH_CHANCES["cpu"], words_of(folder) or 1) * CHANCE_BYTES
+        return model_threads() * (states + chances)
 
     def fields(self) -> pa.Schema:
         def column(name: str, kind: pa.DataType) -> pa.Field:
