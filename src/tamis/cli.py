@@ -60,6 +60,15 @@ Workspace = Annotated[
 Memory = Annotated[
     str | None, typer.Option("--memory", help="Peak memory allowed, such as 8GB; refused early.")
 ]
+MaxQuarantine = Annotated[
+    float | None,
+    typer.Option(
+        "--max-quarantine",
+        min=0,
+        max=1,
+        help="Share of rows that may be unusable before the run stops; 0.01 if not given.",
+    ),
+]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Threads; all cores if not.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, no table.")]
 Looked = Annotated[
@@ -216,6 +225,7 @@ def dedup(
     rank: Annotated[str, typer.Option(help="What ranks rows: longest, or a column.")] = "longest",
     format: Format = None,
     workspace: Workspace = None,
+    max_quarantine: MaxQuarantine = None,
     memory: Memory = None,
     workers: Workers = None,
     as_json: AsJson = False,
@@ -229,7 +239,7 @@ def dedup(
         "rank": rank,
     }
     recipe = _recipe(corpus, format, {"text": text, "id": row_id}, [stage], output, workspace)
-    _run(_with_limits(recipe, memory, workers), as_json)
+    _run(_with_limits(recipe, memory, workers, max_quarantine), as_json)
 
 
 @app.command()
@@ -261,6 +271,7 @@ def score(
     out: Annotated[
         Path | None, typer.Option(help="Without IN: Parquet file for the scores, by row_id.")
     ] = None,
+    max_quarantine: MaxQuarantine = None,
     memory: Memory = None,
     workers: Workers = None,
     as_json: AsJson = False,
@@ -289,7 +300,7 @@ def score(
     recipe = _recipe(corpus, format, roles, [stage], None, str(home))
     fields = recipe.stages[0].fields()
     scores = [f.name for f in fields if is_number(f.type) and str(f.type) != "bool"]
-    result = _execute(_with_limits(recipe, memory, workers), as_json)
+    result = _execute(_with_limits(recipe, memory, workers, max_quarantine), as_json)
     from tamis.storage.catalog import figures_of, open_catalog
 
     view = "signals" if recipe.stages[0].kind == "signal" else "scores"
@@ -376,6 +387,7 @@ def embed(
     workspace: Annotated[
         str | None, typer.Option("--workspace", "-w", help="Folder of the vectors; IN.tamis.")
     ] = None,
+    max_quarantine: MaxQuarantine = None,
     memory: Memory = None,
     workers: Workers = None,
     as_json: AsJson = False,
@@ -387,7 +399,7 @@ def embed(
     stage = {**_parameters(param or []), "operator": "embedding", "model": model}
     roles = {"text": text, "id": row_id}
     recipe = _recipe(corpus, format, roles, [stage], None, str(home))
-    result = _execute(_with_limits(recipe, memory, workers), as_json)
+    result = _execute(_with_limits(recipe, memory, workers, max_quarantine), as_json)
     from tamis.storage.catalog import query
 
     column = recipe.stages[0].stage
@@ -429,6 +441,7 @@ def select(
     row_id: Id = None,
     format: Format = None,
     workspace: Workspace = None,
+    max_quarantine: MaxQuarantine = None,
     memory: Memory = None,
     workers: Workers = None,
     as_json: AsJson = False,
@@ -456,7 +469,7 @@ def select(
     recipe = _recipe(corpus, format, roles, stages, output, workspace)
     needed = [{"operator": name} for name in _scorers_for(recipe)]
     recipe = _recipe(corpus, format, roles, [*needed, *stages], output, workspace)
-    _run(_with_limits(recipe, memory, workers), as_json)
+    _run(_with_limits(recipe, memory, workers, max_quarantine), as_json)
 
 
 @app.command()
@@ -789,10 +802,12 @@ def _recipe(
     return check_recipe(value, "command line")
 
 
-def _with_limits(recipe: "Recipe", memory: str | None, workers: int | None) -> "Recipe":
+def _with_limits(
+    recipe: "Recipe", memory: str | None, workers: int | None, max_quarantine: float | None = None
+) -> "Recipe":
     from tamis.recipe import with_changes
 
-    return with_changes(recipe, memory=memory, workers=workers)
+    return with_changes(recipe, memory=memory, workers=workers, max_quarantine=max_quarantine)
 
 
 def _scorers_for(recipe: "Recipe") -> list[str]:

@@ -174,3 +174,17 @@ def test_what_if_computes_scores_of_changed_scores_anew(
     expected = tamis.run(corpus(*stages, workspace=str(tmp_path / "other")))
     assert asked.after["rows"] == expected.manifest["rows"]["kept"]
     assert 0 < asked.after["rows"] < run.manifest["rows"]["kept"]
+
+
+def test_why_shows_the_pair_where_there_is_no_text(
+    tmp_path: Path, corpus: Callable[..., dict[str, Any]]
+) -> None:
+    said = [[{"role": "assistant", "content": word}] for word in ("yes", "no")]
+    table = pa.table({"prompt": ["Is it?", "Is it not?"], "chosen": said, "n": [1, 2]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    recipe = corpus({"operator": "where", "keep": "n < 2"})
+    recipe["corpus"]["roles"] = {"prompt": "prompt", "chosen": "chosen"}
+    run = tamis.run(recipe)
+    shown = tamis.sql(run, "SELECT text, partner_text FROM why WHERE action = 'drop'").to_dicts()
+    assert json.loads(shown[0]["text"]) == {"prompt": "Is it not?", "chosen": said[1]}
+    assert shown[0]["partner_text"] is None

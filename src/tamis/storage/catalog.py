@@ -189,21 +189,32 @@ def _scores(workspace: Place, manifest: dict[str, Any], view: str) -> str:
     )
 
 
+def _content(roles: dict[str, str | None], rows: str) -> str:
+    """What a row says: its text, or prompt and answers as JSON; nothing without such a role."""
+    if roles.get("text"):
+        return f"{rows}.{_name(str(roles['text']))}"
+    parts = {name: roles.get(name) for name in ("prompt", "completion", "chosen", "rejected")}
+    packed = [f"{name} := {rows}.{_name(column)}" for name, column in parts.items() if column]
+    # Where a row has no partner there is nothing to show, not an object of nulls.
+    shown = f"to_json(struct_pack({', '.join(packed)}))::VARCHAR"
+    return f"CASE WHEN {rows}.row_id IS NOT NULL THEN {shown} END" if packed else ""
+
+
 def _why(manifest: dict[str, Any]) -> str:
     names = [name for found in manifest["scores"].values() for name in found["columns"]]
     packed = ", ".join(f"{_name(name)} := s.{_name(name)}" for name in names)
     scores = f"struct_pack({packed})" if names else "NULL"
-    text = manifest["recipe"]["corpus"]["roles"].get("text")
+    roles = manifest["recipe"]["corpus"]["roles"]
     # The text that was compared: the last that a stage made of it before the row was dropped.
     made = [_name(name) for name in reversed(manifest.get("rewritten", {}).get("text", []))]
     mine, theirs = (
-        f"COALESCE({', '.join([*(f'{s}.{name}' for name in made), f'{t}.{_name(text)}'])})"
-        if text
+        f"COALESCE({', '.join([*(f'{s}.{name}' for name in made), content])})"
+        if content
         else "NULL"
-        for s, t in (("s", "r"), ("ps", "p"))
+        for s, content in (("s", _content(roles, "r")), ("ps", _content(roles, "p")))
     )
     join = ""
-    if text:
+    if _content(roles, "r"):
         join = """JOIN rows r ON r.shard = d.shard AND r.row = d.row
         LEFT JOIN rows p ON d.partner_source IS NULL
         AND p.row_id = d.partner AND p.copy = d.partner_copy
