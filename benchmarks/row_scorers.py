@@ -56,7 +56,9 @@ def scorers(tokenizer: Path | None) -> dict[str, RowScorer]:
     """Every row scorer, by what the table calls it."""
     found: dict[str, RowScorer] = {}
     for name, cls in operators().items():
-        if issubclass(cls, RowScorer) and cls.kind == RowScorer.kind and cls is not TokenCount:
+        if not issubclass(cls, RowScorer) or cls.kind != RowScorer.kind or cls is TokenCount:
+            continue
+        if cls.roles == ("text",) and not cls().reads():
             found[name] = cls()
     found["pii, masking"] = Pii(mask=True)
     found["pii, e-mail and IP, masking"] = Pii(kinds=["email", "ip"], mask=True)

@@ -155,3 +155,22 @@ def _dataset(folder: Path) -> pa.Table:
 def _quarantine(run: Result) -> list[str]:
     found: list[str] = json.loads((run.workspace / "manifest.json").read_text())["quarantine"]
     return found
+
+
+def test_what_if_computes_scores_of_changed_scores_anew(
+    tmp_path: Path, corpus: Callable[..., dict[str, Any]]
+) -> None:
+    table = pa.table({"id": list("abcdef"), "text": TEXTS, "n": range(6), "zero": [0.0] * 6})
+    pq.write_table(table, tmp_path / "in.parquet")
+    stages = [
+        {"operator": "where", "name": "first", "keep": "n < 6"},
+        {"operator": "dynamic_loss_weight", "name": "w", "by": "n"},
+        {"operator": "dynamic_reward_scaling", "name": "s", "chosen": "w", "rejected": "zero"},
+        {"operator": "where", "name": "last", "keep": "s > 0.125"},
+    ]
+    run = tamis.run(corpus(*stages))
+    asked = tamis.what_if(run, {"first.keep": "n < 4"})
+    stages[0]["keep"] = "n < 4"
+    expected = tamis.run(corpus(*stages, workspace=str(tmp_path / "other")))
+    assert asked.after["rows"] == expected.manifest["rows"]["kept"]
+    assert 0 < asked.after["rows"] < run.manifest["rows"]["kept"]

@@ -178,9 +178,27 @@ def test_packs_follow_from_what_rows_hold_and_lose_nothing() -> None:
             packs = plan(tokens, context, items, budget, budget)
             assert sorted(np.concatenate(packs).tolist()) == list(range(len(made) - 1))
             found = [pack(tokens, context, items, chosen) for chosen in packs]
-            assert all(len(one.ids) <= budget or len(one.items) == 1 for one in found)
+            for one in found:
+                (group, *others) = one.groups
+                size = len(one.ids) - (0 if others else group.prompt)
+                assert size <= budget or len(one.items) == 1
             seen.append([(one.ids.tolist(), one.targets.tolist()) for one in found])
         assert seen[0] == seen[1]
+
+
+def test_a_long_prompt_is_read_once_and_masks_stay_small(llama: tuple[Path, Any]) -> None:
+    random = np.random.default_rng(5)
+    prompt = random.integers(0, WORDS, 900).tolist()
+    made = [(prompt, random.integers(0, WORDS, 400).tolist()) for _ in range(4)]
+    model = load(llama[0])
+    model._largest = 1000
+    model._budget = 100
+    check(model, llama[1], made)
+    assert model.forwarded == 2 * 900 + 4 * 399
+    tokens, context = ragged(made)
+    items = distinct(tokens, context)
+    (group,) = pack(tokens, context, items, np.arange(4)).groups
+    assert [len(run) - 1 for run in group.runs()] == [2, 2]
 
 
 def test_no_rows_and_rows_without_tokens(llama: tuple[Path, Any]) -> None:

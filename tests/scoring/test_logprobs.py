@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,16 @@ import pytest
 import tamis
 from tamis.scoring.completions import OverLong, SequenceTokenizer, load_sequence_tokenizer
 from tamis.scoring.language_files import find_language_model
-from tamis.scoring.language_model import LanguageModel, load_language_model
+from tamis.scoring.language_model import LanguageModel, _stats
 from tamis.scoring.logprobs import Logprobs
 from tamis.storage.errors import UserError
 from tests.conftest import make_texts
 from tests.tiny_models import save_model, save_tokenizer
 
-pytest.importorskip("transformers", reason="the extra `models` is not installed")
+torch = pytest.importorskip("torch", reason="the extra `models` is not installed")
+AutoTokenizer = pytest.importorskip(
+    "transformers", reason="the extra `models` is not installed"
+).AutoTokenizer
 
 Pairs = list[dict[str, Any]]
 KINDS = ("llama", "qwen2", "gpt2")
@@ -583,6 +588,20 @@ def test_what_was_scored_before_a_kill_is_not_scored_again(
     np.testing.assert_allclose(*(t["ref_chosen_logps"] for t in tables), atol=1e-4)
 
 
+def test_the_command_says_nothing_but_what_it_has_to_say(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    write_pairs(tmp_path / "in.parquet", 3)
+    told = ["score", "logprobs", str(tmp_path / "in.parquet"), "--param", "of=pair"]
+    told += ["--param", f"model={models['qwen2']}", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tamis.cli", *told], capture_output=True, text=True, check=True
+    )
+    assert "logprobs_chosen_logp" in done.stdout
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if not line.startswith("tamis: ")] == []
+
+
 def test_parameters_that_do_not_fit() -> None:
     from pydantic import ValidationError
 
@@ -596,5 +615,62 @@ def test_parameters_that_do_not_fit() -> None:
 def test_a_model_is_loaded_once(models: dict[str, Path]) -> None:
     stage = Logprobs(model=str(models["gpt2"]), dtype="float32").resolve(Path())
     again = Logprobs(model=str(models["gpt2"]), name="other", of="pair", dtype="float32")
-    assert stage.loaded() is again.loaded()
-    assert load_language_model.cache_info().maxsize == 2  # a policy and its reference
+    with ThreadPoolExecutor(4) as threads:
+        loaded = list(threads.map(lambda one: one.loaded(), [stage, again] * 2))
+    assert len(set(map(id, loaded))) == 1
+
+
+def test_alone_the_same_tokens_are_scored_as_after_the_prompt(models: dict[str, Path]) -> None:
+    answer = "the wind in the reeds " * 9
+    batch = pa.record_batch({"prompt": ["Say:", "Say:"], "completion": [answer, "no"]})
+    tokens = {}
+    for conditioned in (True, False):
+        stage = Logprobs(
+            model=str(models["llama"]), of="completion", conditioned=conditioned, max_tokens=40
+        )
+        tokens[conditioned] = stage.compute(batch)["logprobs_tokens"].to_pylist()
+    # The tokenizer of the llama puts a BOS before a text; that of the GPT-2 does not.
+    assert tokens[True] == tokens[False]
+    without = Logprobs(model=str(models["gpt2"]), of="completion", conditioned=False)
+    with_prompt = without.model_copy(update={"conditioned": True})
+    for one, other in zip(
+        with_prompt.compute(batch)["logprobs_tokens"].to_pylist(),
+        without.compute(batch)["logprobs_tokens"].to_pylist(),
+        strict=True,
+    ):
+        assert one == other + 1
+
+
+def test_a_token_that_the_model_lacks_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    shutil.copytree(models["gpt2"], folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+    texts = pa.record_batch({"text": ["a <new> word", "a plain word"]})
+    found = Logprobs(model=str(folder)).compute(texts)["logprobs_refused"].to_pylist()
+    assert "a token of the tokenizer that the model lacks" in found[0]
+    assert found[1] is None
+
+
+def test_a_message_that_is_null_is_refused_and_others_are_scored(models: dict[str, Path]) -> None:
+    say = [{"role": "user", "content": "hello"}]
+    answer = [{"role": "assistant", "content": "hello"}]
+    batch = pa.record_batch({"prompt": [say, say], "completion": [[None], answer]})
+    found = Logprobs(model=str(models["llama"]), of="completion").compute(batch)
+    assert found["logprobs_refused"][0].is_valid
+    assert found["logprobs_refused"][1].as_py() is None
+
+
+def test_words_that_are_ruled_out_leave_the_others_their_scores() -> None:
+    logits = torch.tensor([[0.0, float("-inf"), 1.0, float("-inf")]])
+
+    def blocks(first: int, last: int) -> Iterator[tuple[int, Any]]:
+        for word in (1, 3, 0, 2):  # the first of them has nothing but -inf
+            yield word, logits[first:last, word : word + 1].clone()
+
+    logps, entropy, top1 = _stats(blocks, torch.tensor([0]), 8)
+    expected = torch.log_softmax(torch.tensor([0.0, 1.0]), 0)
+    assert logps[0] == pytest.approx(expected[0].item())
+    assert entropy[0] == pytest.approx(-(expected.exp() * expected).sum().item())
+    assert not top1[0]

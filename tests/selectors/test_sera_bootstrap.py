@@ -55,6 +55,35 @@ def test_answers_depend_on_the_prompt_and_the_seed_alone(models: dict[str, str],
     assert drawn.isdisjoint({text for row in again for text in row["responses_texts"] if text})
 
 
+def test_a_batch_without_memory_is_halved(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from tamis.scoring.sampling import Sampler
+
+    batch = pa.record_batch({"prompt": PROMPTS})
+    expected = sampler(models).compute(batch)["responses_texts"].to_pylist()
+    honest, sizes = Sampler._batch, []
+
+    def small(self: Sampler, prompts: list[list[int]], *args: Any) -> Any:
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        sizes.append(len(prompts))
+        return honest(self, prompts, *args)
+
+    monkeypatch.setattr(Sampler, "_batch", small)
+    assert sampler(models).compute(batch)["responses_texts"].to_pylist() == expected
+    assert sum(sizes) == 3 * len(PROMPTS)
+
+    def none(self: Sampler, *args: Any) -> Any:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(Sampler, "_batch", none)
+    with pytest.raises(tamis.RunError, match="no memory for a prompt of"):
+        sampler(models).compute(batch)
+
+
 def test_answers_are_scored_as_any_completion_is(models: dict[str, str]) -> None:
     stage = sampler(models)
     found = stage.compute(pa.record_batch({"prompt": PROMPTS})).to_pylist()

@@ -298,6 +298,8 @@ def alternative(past: Past, changes: Changes, evaluate_more: bool = False) -> Al
             score(run, stage)
         elif isinstance(stage, TableScorer):
             _use(run, _score_again(found, past, stage))
+        elif any(run.scores.get(n) is not past.run.scores.get(n) for n in stage.reads()):
+            score(run, stage)  # of scores that are others now
         else:
             _use(run, _stored_scores(found, past, stage))
     return found

@@ -16,7 +16,6 @@ A text is tokenised as it is, with what the tokenizer itself puts around it.
 
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,7 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numba import njit
 
-from tamis.scoring.hardware import model_threads
+from tamis.scoring.hardware import loaded_once, model_threads
+from tamis.scoring.language_files import words_of
 from tamis.scoring.model_files import ModelFiles
 from tamis.storage.errors import UserError
 from tamis.storage.kernels import KERNEL, Int64s, even_cuts, in_threads, string_buffers
@@ -90,7 +90,7 @@ def ranges(first: Int64s, lengths: Int64s) -> Int64s:
     return np.arange(total) + np.repeat(first - ends + lengths, lengths)
 
 
-@lru_cache(maxsize=4)
+@loaded_once(4)
 def load_sequence_tokenizer(
     files: ModelFiles, max_tokens: int, over_long: OverLong
 ) -> "SequenceTokenizer":
@@ -114,6 +114,7 @@ class SequenceTokenizer:
         self._hugging = load_tokenizer(files)
         self._fast = _bare(self._hugging, files)
         self._bos = self._hugging.bos_token_id
+        self._words = words_of(files.folder)
 
     def texts(self, text: pa.Array) -> Sequences:
         """Whole texts, each scored from its second token on (the first may be a BOS)."""
@@ -154,10 +155,8 @@ class SequenceTokenizer:
         found = []
         for one, part in zip(tokens, completions, strict=True):
             size = _content_bytes(part) if chats[0] else _bytes(part)
-            kept, given = one, context
-            if not conditioned:
-                kept, given = self._without_prompt(one, context)
-            found.append(self._fitted(kept, given, size, reasons))
+            fitted = self._fitted(one, context, size, reasons)
+            found.append(fitted if conditioned else self._without_prompt(one, fitted))
         return found
 
     def _ended(self, part: pa.Array) -> pa.Array:
@@ -169,16 +168,25 @@ class SequenceTokenizer:
         ended = pc.ends_with(part, pattern=end)
         return pc.if_else(ended, part, _joined(part, pa.scalar(end, part.type)))
 
-    def _without_prompt(self, tokens: Ragged, context: Int64s) -> tuple[Ragged, Int64s]:
-        if self._bos is None or not len(tokens.ids):
-            begun = np.zeros(len(context), np.bool_)
-        else:
-            first = np.minimum(tokens.offsets[:-1], len(tokens.ids) - 1)
-            begun = (context > 0) & (tokens.ids[first] == self._bos)
-        cut = context - begun
-        kept = tokens.cut(cut, tokens.lengths - cut)
+    def _without_prompt(self, whole: Ragged, fitted: Sequences) -> Sequences:
+        """The completions alone, with the tokens that they have after their prompts.
+
+        Where the row begins with a BOS that takes the prompt's place, and all of them are scored;
+        else all but the first.
+        """
+        tokens, given = fitted.tokens, fitted.context
+        begun = np.zeros(len(given), np.bool_)
+        if self._bos is not None and len(whole.ids):
+            first = np.minimum(whole.offsets[:-1], len(whole.ids) - 1)
+            begun = (given > 0) & (whole.ids[first] == self._bos)
+        kept = tokens.cut(given - begun, tokens.lengths - given + begun)
         kept.ids[kept.offsets[:-1][begun]] = self._bos if begun.any() else 0
-        return kept, begun.astype(np.int64)
+        said = fitted.refused.to_pylist()
+        short = (kept.lengths == 1) & (given > 0)
+        refused = [_NO_TOKEN if one else reason for one, reason in zip(short, said, strict=True)]
+        kept = kept.cut(np.zeros_like(given), np.where(short, 0, kept.lengths))
+        context = np.minimum(given, 1) * ~short
+        return fitted._replace(tokens=kept, context=context, refused=pa.array(refused, pa.string()))
 
     def _fitted(
         self, tokens: Ragged, context: Int64s, size: Int64s, reasons: list[str | None]
@@ -204,6 +212,11 @@ class SequenceTokenizer:
                 )
             elif kept[row] <= given[row]:
                 refused[row] = _NO_TOKEN
+        if self._words is not None:
+            for row in np.flatnonzero(_largest(tokens) >= self._words):
+                refused[row] = refused[row] or (
+                    f"a token of the tokenizer that the model lacks: it has {self._words:,}"
+                )
         bad = np.array([reason is not None for reason in refused], np.bool_)
         kept[bad], given[bad] = 0, 0
         fitted = tokens.cut(cut, kept)
@@ -337,10 +350,19 @@ def _bytes(text: pa.Array) -> Int64s:
 def _content_bytes(chats: pa.Array) -> Int64s:
     """Bytes of what the messages of every list say."""
     contents = [
-        sum(len(str(message.get("content") or "").encode()) for message in chat)
+        sum(len(str((message or {}).get("content") or "").encode()) for message in chat)
         for chat in chats.to_pylist()
     ]
     return np.array(contents, np.int64)
+
+
+def _largest(tokens: Ragged) -> Int64s:
+    """The largest id of every row, -1 where it has none."""
+    found = np.full(len(tokens.offsets) - 1, -1, np.int64)
+    some = tokens.lengths > 0
+    if some.any():
+        found[some] = np.maximum.reduceat(tokens.ids, tokens.offsets[:-1][some])
+    return found
 
 
 def _common(first: Ragged, second: Ragged) -> Int64s:

@@ -10,7 +10,6 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tamis.scoring.embedding_models import dimension_of
-from tamis.scoring.hardware import Precision, model_threads, one_thread
+from tamis.scoring.hardware import Precision, loaded_once, model_threads, one_thread
 from tamis.scoring.model_files import ModelFiles
 from tamis.storage.errors import RunError, UserError
 from tamis.storage.kernels import Int64s, even_cuts, in_threads, string_buffers
@@ -59,7 +58,7 @@ class Encoded(NamedTuple):
     truncated: npt.NDArray[np.bool_]
 
 
-@lru_cache(maxsize=4)
+@loaded_once(4)
 def load_transformer(
     files: ModelFiles,
     backend: Backend,
@@ -69,11 +68,7 @@ def load_transformer(
     prompt: str | None,
 ) -> "TransformerEncoder":
     """An encoder, loaded once in a process."""
-    with _LOADING:
-        return TransformerEncoder(files, backend, precision, device, max_tokens, prompt)
-
-
-_LOADING = threading.Lock()
+    return TransformerEncoder(files, backend, precision, device, max_tokens, prompt)
 
 
 def load_model(files: ModelFiles, device: str) -> "SentenceTransformer":

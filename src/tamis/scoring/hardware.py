@@ -2,13 +2,17 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from functools import lru_cache, wraps
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Literal
+from typing import Literal, ParamSpec, TypeVar
 
 from tamis.storage.errors import UserError
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Precision = Literal["float32", "bfloat16", "float16"]
 
 #: Is there where a driver for NVIDIA's devices is.
@@ -62,3 +66,23 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def loaded_once(most: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Remember what a function loaded, `most` things at once, whatever threads ask for it.
+
+    A plain cache would load anew in every thread that asks while the first still loads.
+    """
+
+    def wrap(load: Callable[P, T]) -> Callable[P, T]:
+        held = lru_cache(maxsize=most)(load)
+        loading = threading.Lock()
+
+        @wraps(load)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            with loading:
+                return held(*args, **kwargs)  # type: ignore[arg-type]
+
+        return call
+
+    return wrap

@@ -82,9 +82,9 @@ def state_bytes(folder: Path, name: str) -> int:
     return 8 * (layers or 1) * width_of(folder, name)
 
 
-def words_of(folder: Path) -> int:
-    """Tokens that a model can say, as its configuration tells."""
-    return _integer(folder, ("vocab_size",)) or 1
+def words_of(folder: Path) -> int | None:
+    """Tokens that a model can say, as its configuration tells; None if it does not."""
+    return _integer(folder, ("vocab_size",))
 
 
 def _integer(folder: Path, names: tuple[str, ...]) -> int | None:

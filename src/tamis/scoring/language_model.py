@@ -12,14 +12,13 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tamis.scoring.completions import Ragged, offsets_of, ranges
-from tamis.scoring.hardware import Precision, model_threads, one_thread
+from tamis.scoring.hardware import Precision, loaded_once, model_threads, one_thread
 from tamis.scoring.language_files import context_of
 from tamis.scoring.model_files import ModelFiles
 from tamis.scoring.onednn import convert_inside, converted, is_converted
@@ -33,7 +32,7 @@ Bools = npt.NDArray[np.bool_]
 
 #: Tokens of one forward. Measured on a processor: more do not fit into its cache.
 CPU_TOKENS, CUDA_TOKENS = 512, 16384
-#: Tokens of a group that shares a prompt.
+#: Tokens of the completions that share a prompt in one forward.
 _GROUP_TOKENS = 4096
 #: Positions and words of the vocabulary that the head is applied to at once: what a processor's
 #: cache holds. On CUDA the positions are more.
@@ -42,6 +41,10 @@ _HEAD_POSITIONS, _HEAD_WORDS, _CUDA_POSITIONS = 256, 4096, 4096
 _OWN_LOGITS = 1 << 28
 #: By how much log-probabilities may differ from the model's own forward, by the numbers it uses.
 _TOLERANCE = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.3}
+#: Its exponential is 0 in float32.
+_NO_WEIGHT = -1e4
+#: What configurations call a change of the logits that the head alone does not make.
+_SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 #: Positions that depend on the longest sequence of a forward, and change the model as they do.
 _MOVING_ROPE = {"dynamic", "longrope"}
 
@@ -68,14 +71,10 @@ class Scored(NamedTuple):
     hidden: Float32s | None
 
 
-@lru_cache(maxsize=2)
+@loaded_once(2)
 def load_language_model(files: ModelFiles, precision: Precision, device: str) -> "LanguageModel":
     """A model, loaded once in a process."""
-    with _LOADING:
-        return LanguageModel(files, precision, device)
-
-
-_LOADING = threading.Lock()
+    return LanguageModel(files, precision, device)
 
 
 def context_length(files: ModelFiles, max_tokens: int | None) -> int:
@@ -299,6 +298,9 @@ class LanguageModel:
         if isinstance(rope, dict) and rope.get("rope_type") in _MOVING_ROPE:
             self._workers, self._own_rows = 1, lambda length: 1  # type: ignore[method-assign]
             return f"positions of the kind {rope['rope_type']}"
+        scaled = [name for name in _SCALED_LOGITS if getattr(config, name, None) not in (None, 1)]
+        if scaled:  # in bfloat16 the trial would not tell slight ones from rounding
+            return f"logits that are changed after the head ({scaled[0]})"
         if self._base is self._model or getattr(self._head, "weight", None) is None:
             return "no head apart from the model"
         trial = _trial(int(self._head.weight.shape[0]))
@@ -507,14 +509,15 @@ def _stats(
         mass, moment, target = (torch.zeros_like(most) for _ in range(3))
         for word, block in logits(first, last):
             block = block.float()
-            here = torch.maximum(most, block.amax(1))
+            here = torch.maximum(most, block.amax(1)).clamp_(min=torch.finfo(torch.float32).min)
             inside = (wanted >= word) & (wanted < word + block.shape[1])
             place = (wanted - word).clamp_(0, block.shape[1] - 1)
             found = block.gather(1, place[:, None])[:, 0]
             target = torch.where(inside, found, target)
             shift = torch.exp(most - here)
             shift = torch.where(most == here, torch.ones_like(shift), shift)
-            block -= here[:, None]
+            # Words that are ruled out have logits of -inf: no weight, and no moment either.
+            block = (block - here[:, None]).clamp_(min=_NO_WEIGHT)
             weight = torch.exp(block)
             now = weight.sum(1)
             moment = (moment + mass * torch.where(mass > 0, most - here, 0.0)) * shift + (

@@ -414,7 +414,13 @@ class _InstructionFollowing(ColumnScorer):
         }
 
     def losses(self, batch: pa.RecordBatch) -> tuple[Float64s, Float64s]:
-        return mean_loss(batch, self.conditioned), mean_loss(batch, self.alone)
+        """Of the answer after its prompt, and alone; nan where the two are not of one answer.
+
+        Alone it may have a token less: the first, where no BOS comes before it.
+        """
+        less = numbers(batch, f"{self.conditioned}_tokens") - numbers(batch, f"{self.alone}_tokens")
+        alone = mean_loss(batch, self.alone)
+        return mean_loss(batch, self.conditioned), np.where((less < 0) | (less > 1), np.nan, alone)
 
 
 class IfdLoss(_InstructionFollowing):

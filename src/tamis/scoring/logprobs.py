@@ -78,7 +78,7 @@ class Logprobs(Signal):
     conditioned: bool = Field(
         default=True,
         description="whether the prompt is read; if not, the same tokens of the completion are "
-        "scored alone",
+        "scored alone, but for the first where the tokenizer puts no BOS before a text",
     )
     max_tokens: int | None = Field(
         default=None, ge=2, description="most tokens of a row; as many as the model reads"
@@ -165,7 +165,8 @@ class Logprobs(Signal):
 
         - ``logp`` (float64): sum of the natural log-probabilities of the scored tokens, at most 0.
         - ``tokens`` (int32): scored tokens, at least 1.
-        - ``bytes`` (int64): UTF-8 bytes of the scored text, without special tokens.
+        - ``bytes`` (int64): UTF-8 bytes of the scored text, without special tokens; those of a
+          first token that is read and not scored are among them.
         - ``top1`` (int32): scored tokens that no other token was more likely than.
         - ``entropy`` (float64): sum over the scored tokens of the entropy of what the model
           expected there, in nats.

@@ -12,7 +12,6 @@ For scoring the model is a table of moves: a state is the longest ending of what
 model knows as a context, and a byte leads from it to a probability and the next state.
 """
 
-from functools import lru_cache
 from io import BytesIO
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -24,6 +23,7 @@ from numba import njit, types, uint64
 from numba.extending import intrinsic
 from pydantic import Field
 
+from tamis.scoring.hardware import loaded_once
 from tamis.scoring.operator import Signal
 from tamis.storage.errors import RunError
 from tamis.storage.files import whole_file
@@ -136,7 +136,7 @@ class NgramModel(NamedTuple):
         return p
 
 
-@lru_cache(maxsize=4)
+@loaded_once(4)
 def read_model(path: str) -> NgramModel:
     """What `NgramModel.write` wrote; the same object for every caller, not to be changed."""
     place = place_of(path)

@@ -4,6 +4,7 @@ A prompt attends to itself, a completion to its prompt and itself, both causally
 computed but the blocks between completions of one group, which are masked.
 """
 
+import atexit
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -39,6 +40,9 @@ def register() -> None:
 
     # No mask is registered under the name: a model then makes none.
     AttentionInterface.register(PACKED, _attend)
+    # PyTorch keeps transformers, and so this package with all it imports, beyond the end of the
+    # interpreter; of which DuckDB's binding complains at length.
+    atexit.register(AttentionInterface.register, PACKED, None)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager

@@ -19,9 +19,9 @@ from tamis.storage.kernels import Int64s
 
 #: Tokens that a prompt must have to be shared: below it, reading it again is cheaper.
 LEAST_SHARED = 8
-#: Completions of a group attend in one call while they have at most so many tokens together, or as
-#: many as the prompt: blocks between them are computed for nothing.
-RUN_TOKENS = 256
+#: Completions of a group attend in one call while they have together at most as many tokens as the
+#: prompt, within these bounds: blocks between them are computed for nothing, and masks take room.
+LEAST_RUN, LARGEST_RUN = 256, 1024
 
 
 class Items(NamedTuple):
@@ -53,9 +53,10 @@ class Group(NamedTuple):
 
     def runs(self) -> Iterator[tuple[int, ...]]:
         """Where runs of completions that attend together begin, and where each of them ends."""
+        most = min(max(self.prompt, LEAST_RUN), LARGEST_RUN)
         edges = [self.start + self.prompt]
         for end in self.ends:
-            if len(edges) > 1 and end - edges[0] > max(self.prompt, RUN_TOKENS):
+            if len(edges) > 1 and end - edges[0] > most:
                 yield tuple(edges)
                 edges = edges[-1:]
             edges.append(end)
@@ -122,7 +123,7 @@ def plan(tokens: Ragged, context: Int64s, items: Items, budget: int, largest: in
 
     Args:
         budget: tokens of a pack. Only a single group may have more.
-        largest: tokens of a group. Only a single item may have more.
+        largest: tokens of a group beside its prompt. Only a single item may have more.
     """
     lengths = tokens.lengths[items.row] - 1
     given = context[items.row]
@@ -133,14 +134,14 @@ def plan(tokens: Ragged, context: Int64s, items: Items, budget: int, largest: in
         if last - first == 1 or prompt < LEAST_SHARED:
             groups += [(int(lengths[i]), np.arange(i, i + 1)) for i in range(first, last)]
             continue
-        begin, total = first, prompt
+        begin, total = first, 0
         for item in range(first, last):
             more = int(lengths[item]) - prompt
             if item > begin and total + more > largest:
-                groups.append((total, np.arange(begin, item)))
-                begin, total = item, prompt
+                groups.append((prompt + total, np.arange(begin, item)))
+                begin, total = item, 0
             total += more
-        groups.append((total, np.arange(begin, last)))
+        groups.append((prompt + total, np.arange(begin, last)))
     order = np.argsort([-size for size, _ in groups], kind="stable")
     packs: list[Int64s] = []
     mine: list[Int64s] = []

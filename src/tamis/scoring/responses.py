@@ -1,7 +1,6 @@
 """Answers to prompts, sampled from a language model and scored under two."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -10,6 +9,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from tamis.scoring.completions import load_tokenizer
+from tamis.scoring.hardware import loaded_once, model_threads
 from tamis.scoring.language_files import (
     find_language_model,
     locate_language_model,
@@ -101,7 +101,8 @@ class Responses(Signal):
         """
         folder, _ = locate_language_model(self.policy.model, self.policy.revision)
         states = BATCH_TOKENS["cpu"] * state_bytes(folder, self.policy.model)
-        return states + max(BATCH_CHANCES["cpu"], words_of(folder)) * CHANCE_BYTES
+        chances = max(BATCH_CHANCES["cpu"], words_of(folder) or 1) * CHANCE_BYTES
+        return model_threads() * (states + chances)
 
     def fields(self) -> pa.Schema:
         def column(name: str, kind: pa.DataType) -> pa.Field:
@@ -199,7 +200,7 @@ def _scored(
     return found
 
 
-@lru_cache(maxsize=1)
+@loaded_once(1)
 def _sampler(model: LanguageModel, files: ModelFiles, context: int) -> Sampler:
     """A loaded model as it answers; its weights are those that it scores with."""
     return Sampler(model.unpacked(), load_tokenizer(files), context)

@@ -4,24 +4,23 @@ The random numbers of an answer are a hash of its key and the token's place, not
 generator: whatever else is in a batch, and on whatever thread or device, the same are drawn.
 """
 
-import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from tamis.storage.kernels import UInt64s
+from tamis.scoring.hardware import model_threads, one_thread
+from tamis.storage.errors import RunError
+from tamis.storage.kernels import Int64s, UInt64s, in_threads
 
-#: Tokens of prompts and answers whose keys and values are held at once, by device, and numbers of
-#: the distributions that are drawn from. Not confirmed by a measurement.
-BATCH_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 17}
-BATCH_CHANCES = {"cpu": 1 << 22, "cuda": 1 << 25}
+#: Tokens of prompts and answers whose keys and values a batch holds, by device, and numbers of the
+#: distributions that it draws from. Not confirmed by a measurement.
+BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 17}
+BATCH_CHANCES = {"cpu": 1 << 21, "cuda": 1 << 25}
 #: Bytes of a number of a distribution while it is drawn from: in float64, some copies.
 CHANCE_BYTES = 48
 
-#: A batch takes all cores, or most of a device's memory.
-_ONE_AT_A_TIME = threading.Lock()
 _STEP = 0x9E3779B97F4A7C15
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
@@ -164,24 +163,35 @@ class Sampler:
 
         order = np.argsort([-len(ids) for ids in prompts], kind="stable")
         device = self._model.device.type
-        budget = BATCH_TOKENS[device]
-        rows_most = max(1, BATCH_CHANCES[device] // self._words)
-        found: dict[int, Answer] = {}
-        while len(found) < len(order):
+        most = max(1, BATCH_CHANCES[device] // self._words)
+        batches: list[Int64s] = []
+        at = 0
+        while at < len(order):
             # The longest prompt of a batch comes first.
-            left = order[len(found) :]
-            fitting = max(1, budget // (len(prompts[left[0]]) + longest))
-            rows = left[: min(fitting, rows_most)]
+            fitting = BATCH_TOKENS[device] // (len(prompts[order[at]]) + longest)
+            batches.append(order[at : at + max(1, min(fitting, most))])
+            at += len(batches[-1])
+        found: dict[int, Answer] = {}
+
+        def run(rows: Int64s) -> None:
             chooser = _Chooser(keys[rows], temperature, top_p)
             try:
-                batch = self._batch([prompts[row] for row in rows], chooser, longest)
-            except torch.OutOfMemoryError:
+                made = self._batch([prompts[row] for row in rows], chooser, longest)
+            except torch.OutOfMemoryError as error:
                 if len(rows) == 1:
-                    raise
-                budget //= 2
+                    raise RunError(
+                        f"there is no memory for a prompt of {len(prompts[rows[0]]):,} tokens and "
+                        f"its answer of {longest:,}",
+                        mend="set a lower `max_new_tokens`, or use a device with more memory",
+                    ) from error
                 torch.cuda.empty_cache()
-                continue
-            found.update(zip(rows.tolist(), batch, strict=True))
+                half = len(rows) // 2
+                run(rows[:half])
+                run(rows[half:])
+                return
+            found.update(zip(rows.tolist(), made, strict=True))
+
+        in_threads(run, batches, 1 if device == "cuda" else model_threads())
         return [found[row] for row in range(len(prompts))]
 
     def _batch(self, prompts: list[list[int]], chooser: "_Chooser", longest: int) -> list[Answer]:
@@ -195,7 +205,8 @@ class Sampler:
             ids[row, width - len(prompt) :] = prompt
             mask[row, width - len(prompt) :] = 1
         device = self._model.device
-        with _ONE_AT_A_TIME, torch.inference_mode():
+        # Threads within a forward wait for one another at every token.
+        with torch.inference_mode(), one_thread():
             made = self._model.generate(
                 input_ids=torch.from_numpy(ids).to(device),
                 attention_mask=torch.from_numpy(mask).to(device),

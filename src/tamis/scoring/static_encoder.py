@@ -8,7 +8,6 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -27,7 +26,7 @@ from tamis.scoring.embedding_models import (
     need_embed,
 )
 from tamis.scoring.encoders import Encoded
-from tamis.scoring.hardware import model_threads, one_thread
+from tamis.scoring.hardware import loaded_once, model_threads, one_thread
 from tamis.scoring.model_files import ModelFiles, read_config
 from tamis.scoring.wordpiece import next_pieces, spells_special, word_pieces
 from tamis.storage.errors import UserError
@@ -98,14 +97,10 @@ def _distil(source: Path, folder: Path) -> None:
     sync(folder.parent)
 
 
-@lru_cache(maxsize=4)
+@loaded_once(4)
 def load_static(files: ModelFiles, max_tokens: int | None) -> "StaticEncoder":
     """An encoder, loaded once in a process."""
-    with _LOADING:
-        return StaticEncoder(files, max_tokens)
-
-
-_LOADING = Lock()
+    return StaticEncoder(files, max_tokens)
 
 
 class StaticEncoder:

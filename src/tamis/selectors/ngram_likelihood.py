@@ -29,7 +29,7 @@ from tamis.storage.kernels import Int64s, string_buffers
 from tamis.storage.places import Place, absolute, kind_of, shown
 
 #: Of every byte and order, while a model is trained: measured on random bytes, in which nearly
-#: every n-gram is new (57 at order 7, 46 at order 5; English text takes a tenth).
+#: every n-gram is new (49 to 57 at orders 4 to 7; English text takes a tenth).
 NGRAM_BYTES = 60
 
 
@@ -58,8 +58,8 @@ class NgramLikelihood(TableScorer):
         default=4,
         ge=1,
         le=HIGHEST_ORDER,
-        description="bytes of the longest n-gram; of orders 3 to 6 it found the rows of small "
-        "targets best (benchmarks/ngram.py), large ones bear more",
+        description="bytes of the longest n-gram; 3 and 4 found the rows of small targets best "
+        "(benchmarks/ngram.py), likelihood by itself gains from more",
     )
     max_bytes: int = Field(
         default=4_000_000,
