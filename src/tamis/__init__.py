@@ -108,8 +108,8 @@ def sql(run: "Result | str | Path", statement: str) -> "DataFrame":
 
     Args:
         run: a result, or the workspace or dataset of a run.
-        statement: one SELECT over the views rows, scores, signals, decisions, why, certificates
-            and runs.
+        statement: one SELECT over the views rows, scores, signals, decisions, generated, why,
+            certificates and runs.
 
     Returns:
         A polars DataFrame.

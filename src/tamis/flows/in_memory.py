@@ -55,8 +55,8 @@ def score_stored(operator: str, workspace: Place, params: dict[str, Any]) -> pl.
     """Compute a scorer that reads columns only, on those that a run has stored.
 
     Returns:
-        ``row_id``, ``copy`` and the scores, of all rows of the corpus, also of those that were
-        dropped; null where what it reads was not evaluated.
+        ``row_id``, ``copy`` and the scores, of all rows of the corpus, those that were dropped
+        included, and of rows that stages made; null where what it reads was not evaluated.
 
     Raises:
         UserError: for a scorer that reads texts, and for columns that are not there.
