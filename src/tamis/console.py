@@ -1,5 +1,6 @@
 """What the commands print: tables, figures, progress, and what to look at next."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from tamis.flows.differences import Difference
     from tamis.flows.direct import Result
     from tamis.storage.corpus import Progress
+
+#: Characters of a line where the output is no terminal.
+_FILE_WIDTH = 240
 
 
 @contextmanager
@@ -205,7 +209,9 @@ def figure(value: Any) -> str:
 def console() -> Any:
     from rich.console import Console
 
-    return Console(highlight=False, markup=True, soft_wrap=False)
+    # Off a terminal nothing has to fit; the tables that need less take less.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _FILE_WIDTH
+    return Console(highlight=False, markup=True, soft_wrap=False, width=width)
 
 
 def table(header: "list[str] | tuple[str, ...]", rows: list[list[str]]) -> None:
