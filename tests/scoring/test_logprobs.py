@@ -658,7 +658,7 @@ def test_a_message_that_is_null_is_refused_and_others_are_scored(models: dict[st
     answer = [{"role": "assistant", "content": "hello"}]
     batch = pa.record_batch({"prompt": [say, say], "completion": [[None], answer]})
     found = Logprobs(model=str(models["llama"]), of="completion").compute(batch)
-    assert found["logprobs_refused"][0].is_valid
+    assert found["logprobs_refused"][0].as_py() == "a message that is null"
     assert found["logprobs_refused"][1].as_py() is None
 
 

@@ -260,7 +260,7 @@ class SequenceTokenizer:
             return found
 
         try:
-            if all(chats):
+            if all(chat and None not in chat for chat in chats):
                 return pa.array(render(chats) if chats else [], pa.large_string())
         except Exception:  # what a template raises: one of them, so each by itself
             pass
@@ -268,6 +268,9 @@ class SequenceTokenizer:
         for row, chat in enumerate(chats):
             if not chat:
                 reasons[row] = reasons[row] or "a list without messages"
+                continue
+            if None in chat:
+                reasons[row] = reasons[row] or "a message that is null"
                 continue
             try:
                 (texts[row],) = render([chat])
