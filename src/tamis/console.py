@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tamis.storage.corpus import Progress
 
 #: Characters of a line where the output is no terminal.
-_FILE_WIDTH = 240
+_FILE_WIDTH = 160
 
 
 @contextmanager
