@@ -26,7 +26,7 @@ from numba import njit
 
 from tamis.scoring.hardware import loaded_once, model_threads
 from tamis.scoring.language_files import words_of
-from tamis.scoring.model_files import ModelFiles
+from tamis.scoring.model_files import ModelFiles, fast_tokenizer
 from tamis.storage.errors import UserError
 from tamis.storage.kernels import KERNEL, Int64s, even_cuts, in_threads, string_buffers
 
@@ -112,7 +112,7 @@ class SequenceTokenizer:
         self._max_tokens = max_tokens
         self._over_long = over_long
         self._hugging = load_tokenizer(files)
-        self._fast = _bare(self._hugging, files)
+        self._fast = fast_tokenizer(self._hugging, files)
         self._bos = self._hugging.bos_token_id
         self._words = words_of(files.folder)
 
@@ -316,23 +316,6 @@ def load_tokenizer(files: ModelFiles) -> Any:
             where=str(files.folder),
             mend="give a folder as `save_pretrained` of model and tokenizer writes it",
         ) from error
-
-
-def _bare(hugging: Any, files: ModelFiles) -> Any:
-    """A copy of the tokenizer inside that neither pads nor cuts off."""
-    from tokenizers import Tokenizer
-
-    backend = getattr(hugging, "backend_tokenizer", None)
-    if backend is None:
-        raise UserError(
-            f"the model {files.name!r} has a tokenizer written in Python only",
-            where=str(files.folder),
-            mend="use a model with a tokenizer.json",
-        )
-    tokenizer = Tokenizer.from_str(backend.to_str())
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
 
 
 def _is_chat(part: pa.Array) -> bool:

@@ -118,13 +118,7 @@ class Embedding(Signal):
             files = ModelFiles(STATIC, folder, digest_folder(folder))
         else:
             files = find_model(self.model, self.revision)
-        if self.digest not in (None, files.digest):
-            raise UserError(
-                f"the model {self.model!r} has the digest {files.digest}, expected {self.digest}",
-                where=str(files.folder),
-                mend="restore its files, or remove `digest` from the recipe",
-            )
-        return files
+        return files.pinned(self.digest)
 
     def _encoder(self) -> TransformerEncoder | StaticEncoder:
         found = self if self.digest and self.backend != "auto" else self.resolve(Path())

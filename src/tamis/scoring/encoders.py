@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from tamis.scoring.embedding_models import dimension_of
 from tamis.scoring.hardware import Precision, loaded_once, model_threads, one_thread
-from tamis.scoring.model_files import ModelFiles
+from tamis.scoring.model_files import ModelFiles, fast_tokenizer
 from tamis.storage.errors import RunError, UserError
 from tamis.storage.kernels import Int64s, even_cuts, in_threads, string_buffers
 
@@ -222,17 +222,7 @@ def beginnings(text: pa.Array, limit: int) -> tuple[pa.Array, npt.NDArray[np.boo
 
 def _tokenizer(model: "SentenceTransformer", files: ModelFiles, max_tokens: int) -> "Tokenizer":
     """The model's tokenizer, told to cut off what the model does not read, and not to pad."""
-    from tokenizers import Tokenizer
-
-    backend = getattr(model.tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise UserError(
-            f"the model {files.name!r} has a tokenizer written in Python only",
-            where=str(files.folder),
-            mend="use a model with a tokenizer.json",
-        )
-    tokenizer = Tokenizer.from_str(backend.to_str())
-    tokenizer.no_padding()
+    tokenizer = fast_tokenizer(model.tokenizer, files)
     tokenizer.enable_truncation(max_tokens, direction=model.tokenizer.truncation_side)
     return tokenizer
 

@@ -21,7 +21,6 @@ from tamis.scoring.language_model import (
 )
 from tamis.scoring.model_files import ModelFiles, bytes_of, need_package
 from tamis.scoring.operator import Signal
-from tamis.storage.errors import UserError
 from tamis.storage.kernels import Int64s
 from tamis.storage.places import Place
 
@@ -133,14 +132,7 @@ class Logprobs(Signal):
         return self.model_copy(update=filled)
 
     def _files(self) -> ModelFiles:
-        files = find_language_model(self.model, self.revision)
-        if self.digest not in (None, files.digest):
-            raise UserError(
-                f"the model {self.model!r} has the digest {files.digest}, expected {self.digest}",
-                where=str(files.folder),
-                mend="restore its files, or remove `digest` from the recipe",
-            )
-        return files
+        return find_language_model(self.model, self.revision).pinned(self.digest)
 
     def loaded(self) -> LanguageModel:
         """The model, loaded once in a process."""

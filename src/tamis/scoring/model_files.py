@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tamis.storage.errors import UserError
 from tamis.storage.files import digest_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 #: Weights without code in them, whole or in parts, and those that are pickled.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -45,6 +48,20 @@ class ModelFiles:
     digest: str
     revision: str | None = None
 
+    def pinned(self, digest: str | None) -> Self:
+        """These files, if they are those of a digest that a recipe pins, or it pins none.
+
+        Raises:
+            UserError: if they are others.
+        """
+        if digest not in (None, self.digest):
+            raise UserError(
+                f"the model {self.name!r} has the digest {self.digest}, expected {digest}",
+                where=str(self.folder),
+                mend="restore its files, or remove `digest` from the recipe",
+            )
+        return self
+
 
 def need_package(package: str, what: str, extra: str) -> None:
     """Raise a `UserError` that names the extra if a package is not installed."""
@@ -53,6 +70,27 @@ def need_package(package: str, what: str, extra: str) -> None:
             f"{what} needs the package {package}, which is not installed",
             mend=f"pip install 'tamis[{extra}]'",
         )
+
+
+def fast_tokenizer(tokenizer: Any, files: ModelFiles) -> "Tokenizer":
+    """A copy of what is inside a tokenizer of transformers, that neither pads nor cuts off.
+
+    Raises:
+        UserError: if it is written in Python only.
+    """
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(
+            f"the model {files.name!r} has a tokenizer written in Python only",
+            where=str(files.folder),
+            mend="use a model with a tokenizer.json",
+        )
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    return copy
 
 
 def locate_model(

@@ -19,7 +19,7 @@ from tamis.scoring.language_files import (
 from tamis.scoring.language_model import LanguageModel, context_length
 from tamis.scoring.logprobs import Logprobs
 from tamis.scoring.model_files import ModelFiles
-from tamis.scoring.operator import Signal
+from tamis.scoring.operator import Operator, Signal
 from tamis.scoring.sampling import BATCH_CHANCES, BATCH_TOKENS, CHANCE_BYTES, Sampler
 from tamis.storage.hashing import hash_batch
 from tamis.storage.kernels import Int64s, UInt64s
@@ -27,7 +27,29 @@ from tamis.storage.messages import answers as as_answers
 from tamis.storage.places import Place
 
 
-class Responses(Signal):
+class Drawing(Operator):
+    """How answers are drawn from a model."""
+
+    samples: int = Field(
+        default=4, ge=1, le=1024, description="answers to every prompt (default not confirmed)"
+    )
+    temperature: float = Field(
+        default=1.0, gt=0, description="what logits are divided by (default not confirmed)"
+    )
+    top_p: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="draw from the most probable tokens that together have this probability "
+        "(default not confirmed)",
+    )
+    max_new_tokens: int = Field(
+        default=256, ge=1, description="tokens of an answer at the most (default not confirmed)"
+    )
+    seed: int = Field(default=0, ge=0, description="another seed draws other answers")
+
+
+class Responses(Drawing, Signal):
     """Answers that a policy gives to every prompt, with their log-probabilities.
 
     Each is drawn token by token from the policy, at a temperature and from a nucleus (top p). The
@@ -53,23 +75,6 @@ class Responses(Signal):
 
     policy: Logprobs = Field(description="the model that answers, as a stage `logprobs` names it")
     reference: Logprobs = Field(description="the model that its answers are also scored under")
-    samples: int = Field(
-        default=4, ge=1, le=1024, description="answers to every prompt (default not confirmed)"
-    )
-    temperature: float = Field(
-        default=1.0, gt=0, description="what logits are divided by (default not confirmed)"
-    )
-    top_p: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="draw from the most probable tokens that together have this probability "
-        "(default not confirmed)",
-    )
-    max_new_tokens: int = Field(
-        default=256, ge=1, description="tokens of an answer at the most (default not confirmed)"
-    )
-    seed: int = Field(default=0, ge=0, description="another seed draws other answers")
 
     version: ClassVar[int] = 1
     paper: ClassVar[str] = (

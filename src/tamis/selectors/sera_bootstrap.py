@@ -12,7 +12,7 @@ from pydantic import Field
 from tamis.scoring.evaluate import Evaluated
 from tamis.scoring.logprobs import Logprobs
 from tamis.scoring.operator import Operator
-from tamis.scoring.responses import Responses, scoring
+from tamis.scoring.responses import Drawing, Responses, scoring
 from tamis.scoring.reuse import KEYS
 from tamis.selectors.budgets import wanted
 from tamis.selectors.generator import Generator, NewRows
@@ -50,7 +50,7 @@ class Pairs(NamedTuple):
     answers: Int64s
 
 
-class SeraBootstrap(Generator):
+class SeraBootstrap(Drawing, Generator):
     """SeRA's preference bootstrapping: answers of the policy, best against worst by its reward.
 
     To every prompt the policy gives some answers (operator `responses`). Each has the implicit
@@ -85,20 +85,6 @@ class SeraBootstrap(Generator):
     samples: int = Field(
         default=4, ge=2, le=1024, description="answers to every prompt (default not confirmed)"
     )
-    temperature: float = Field(
-        default=1.0, gt=0, description="what logits are divided by (default not confirmed)"
-    )
-    top_p: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="draw from the most probable tokens that together have this probability "
-        "(default not confirmed)",
-    )
-    max_new_tokens: int = Field(
-        default=256, ge=1, description="tokens of an answer at the most (default not confirmed)"
-    )
-    seed: int = Field(default=0, ge=0, description="another seed draws other answers")
     unfinished: Literal["drop", "keep"] = Field(
         default="drop", description="what to do with answers that `max_new_tokens` cut off"
     )
@@ -140,7 +126,7 @@ class SeraBootstrap(Generator):
                     else "put `- operator: logprobs` with a model and a name before it",
                 )
             models[name] = scoring(stage)
-        drawn = ("samples", "temperature", "top_p", "max_new_tokens", "seed")
+        drawn = Drawing.model_fields.keys() - Operator.model_fields.keys()
         return Responses(**models, **{name: getattr(self, name) for name in drawn})
 
     def memory(self, rows: int, earlier: Mapping[str, Operator]) -> int:
