@@ -61,7 +61,7 @@ def texts_of(data: Path) -> pl.DataFrame:
 
 
 @njit(**KERNEL)
-def chase(places, steps, states):  # type: ignore[no-untyped-def]
+def chase(places, steps, states):
     """Follow several chains of places."""
     for _ in range(steps):
         for k in range(states.shape[0]):

@@ -80,7 +80,9 @@ def main() -> None:
             slow.append(run)
             assert kept == truth, f"at {threshold} what-if keeps {kept}, a run {truth}"
         ratio = statistics.median(b[0] / a[0] for a, b in zip(quick, slow, strict=True))
-        figures = [statistics.median(part) for side in (quick, slow) for part in zip(*side)]  # noqa: B905
+        figures = [
+            statistics.median(part) for side in (quick, slow) for part in zip(*side, strict=True)
+        ]
         rows.append([f"{threshold:g}", *(f"{f:.2f}" for f in figures), f"{ratio:.1f}", f"{kept:,}"])
     print_table(HEADER, rows, words=1)
     seconds, cpu, said = timed(

@@ -200,9 +200,7 @@ def what_if(
         UserError: for a stage, parameter or value that does not fit, or a corpus that has changed.
     """
     from tamis.flows.targets import Target, answer
-    from tamis.storage.places import place_of
 
     wanted = {"rows": target_rows, "tokens": target_tokens, "characters": target_characters}
     target = Target.given(move, wanted)
-    workspace = getattr(run, "workspace", None) or place_of(run)  # type: ignore[arg-type]
-    return answer(workspace, changes or {}, target=target, evaluate_more=evaluate)
+    return answer(_run_place(run), changes or {}, target=target, evaluate_more=evaluate)

@@ -22,8 +22,9 @@ import pytest
 import tamis
 from tamis.scoring.completions import OverLong, SequenceTokenizer, load_sequence_tokenizer
 from tamis.scoring.language_files import find_language_model
-from tamis.scoring.language_model import LanguageModel, _stats
+from tamis.scoring.language_model import LanguageModel
 from tamis.scoring.logprobs import Logprobs
+from tamis.scoring.token_stats import token_stats
 from tamis.storage.errors import UserError
 from tests.conftest import make_texts
 from tests.tiny_models import save_model, save_tokenizer
@@ -669,7 +670,7 @@ def test_words_that_are_ruled_out_leave_the_others_their_scores() -> None:
         for word in (1, 3, 0, 2):  # the first of them has nothing but -inf
             yield word, logits[first:last, word : word + 1].clone()
 
-    logps, entropy, top1 = _stats(blocks, torch.tensor([0]), 8)
+    logps, entropy, top1 = token_stats(blocks, torch.tensor([0]), 8)
     expected = torch.log_softmax(torch.tensor([0.0, 1.0]), 0)
     assert logps[0] == pytest.approx(expected[0].item())
     assert entropy[0] == pytest.approx(-(expected.exp() * expected).sum().item())

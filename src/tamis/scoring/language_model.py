@@ -24,6 +24,7 @@ from tamis.scoring.model_files import ModelFiles
 from tamis.scoring.onednn import convert_inside, converted, is_converted
 from tamis.scoring.packed_attention import PACKED, attending, register
 from tamis.scoring.packing import Items, Pack, distinct, pack, plan
+from tamis.scoring.token_stats import HEAD_WORDS, head_blocks, token_stats
 from tamis.storage.errors import RunError, UserError
 from tamis.storage.kernels import Int64s, in_threads
 
@@ -34,15 +35,13 @@ Bools = npt.NDArray[np.bool_]
 CPU_TOKENS, CUDA_TOKENS = 512, 16384
 #: Tokens of the completions that share a prompt in one forward.
 _GROUP_TOKENS = 4096
-#: Positions and words of the vocabulary that the head is applied to at once: what a processor's
-#: cache holds. On CUDA the positions are more.
-_HEAD_POSITIONS, _HEAD_WORDS, _CUDA_POSITIONS = 256, 4096, 4096
+#: Positions that the head is applied to at once: with `HEAD_WORDS` what a processor's cache holds.
+#: On CUDA they are more.
+_HEAD_POSITIONS, _CUDA_POSITIONS = 256, 4096
 #: Bytes of logits that a model's own forward may give at once.
 _OWN_LOGITS = 1 << 28
 #: By how much log-probabilities may differ from the model's own forward, by the numbers it uses.
 _TOLERANCE = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.3}
-#: Its exponential is 0 in float32.
-_NO_WEIGHT = -1e4
 #: What configurations call a change of the logits that the head alone does not make.
 _SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 #: Positions that depend on the longest sequence of a forward, and change the model as they do.
@@ -244,9 +243,9 @@ class LanguageModel:
 
         def logits(first: int, last: int) -> Iterator[tuple[int, Any]]:
             for part, block in enumerate(self._head_blocks):
-                yield part * _HEAD_WORDS, block(states[first:last])
+                yield part * HEAD_WORDS, block(states[first:last])
 
-        stats = _stats(logits, targets, chunk)
+        stats = token_stats(logits, targets, chunk)
         sums = _sums(states, made.counts) if hidden else None
         return _Made(*stats, sums), windows
 
@@ -287,7 +286,7 @@ class LanguageModel:
         def logits(first: int, last: int) -> Iterator[tuple[int, Any]]:
             yield 0, found.logits[row[first:last], at[first:last] - from_]
 
-        stats = _stats(logits, targets, _HEAD_POSITIONS)
+        stats = token_stats(logits, targets, _HEAD_POSITIONS)
         sums = _sums(found.hidden_states[-1][row, at], counts) if hidden else None
         return _Made(*stats, sums)
 
@@ -306,7 +305,7 @@ class LanguageModel:
         trial = _trial(int(self._head.weight.shape[0]))
         expected = self._own(*trial, False)
         before = self._model.config._attn_implementation
-        self._head_blocks = list(_blocks(self._head))
+        self._head_blocks = list(head_blocks(self._head))
         register()
         try:
             self._model.set_attn_implementation(PACKED)
@@ -336,7 +335,7 @@ class LanguageModel:
             self._model = _load(files, "float32", "cpu")
             self._model.set_attn_implementation(PACKED)
             self._base, self._head = self._model.base_model, self._model.get_output_embeddings()
-            self._head_blocks = list(_blocks(self._head))
+            self._head_blocks = list(head_blocks(self._head))
 
 
 class _Made(NamedTuple):
@@ -485,69 +484,10 @@ def _padded_batches(lengths: Int64s, budget: int, most: Callable[[int], int]) ->
     return found
 
 
-def _stats(
-    logits: Callable[[int, int], Iterator[tuple[int, Any]]], targets: Any, chunk: int
-) -> tuple[Float32s, Float32s, Bools]:
-    """Log-probability, entropy and hit of every position, from logits that come in blocks.
-
-    Args:
-        logits: of positions from a first to a last, block after block of the vocabulary with the
-            word each begins with.
-        targets: the words asked for.
-        chunk: positions looked at together.
-    """
-    import torch
-
-    total = len(targets)
-    logps, entropy = (torch.empty(total, dtype=torch.float32) for _ in range(2))
-    top1 = torch.empty(total, dtype=torch.bool)
-    for first in range(0, total, chunk):
-        last = min(first + chunk, total)
-        wanted = targets[first:last]
-        # By the largest logit so far: the sum of exponentials, and that of each times its logit.
-        most = torch.full((last - first,), float("-inf"), device=targets.device)
-        mass, moment, target = (torch.zeros_like(most) for _ in range(3))
-        for word, block in logits(first, last):
-            block = block.float()
-            here = torch.maximum(most, block.amax(1)).clamp_(min=torch.finfo(torch.float32).min)
-            inside = (wanted >= word) & (wanted < word + block.shape[1])
-            place = (wanted - word).clamp_(0, block.shape[1] - 1)
-            found = block.gather(1, place[:, None])[:, 0]
-            target = torch.where(inside, found, target)
-            shift = torch.exp(most - here)
-            shift = torch.where(most == here, torch.ones_like(shift), shift)
-            # Words that are ruled out have logits of -inf: no weight, and no moment either.
-            block = (block - here[:, None]).clamp_(min=_NO_WEIGHT)
-            weight = torch.exp(block)
-            now = weight.sum(1)
-            moment = (moment + mass * torch.where(mass > 0, most - here, 0.0)) * shift + (
-                weight.mul_(block).sum(1)
-            )
-            mass = mass * shift + now
-            most = here
-        logps[first:last] = (target - most) - torch.log(mass)
-        entropy[first:last] = torch.log(mass) - moment / mass
-        top1[first:last] = target >= most
-    return logps.numpy(), entropy.numpy(), top1.numpy()
-
-
 def _sums(states: Any, counts: Int64s) -> Float32s:
     """Sum of the states of every item."""
     found: Float32s = np.add.reduceat(states.float().cpu().numpy(), offsets_of(counts)[:-1], axis=0)
     return found
-
-
-def _blocks(head: Any) -> Iterator[Any]:
-    """The head of a model in parts of so many words."""
-    import torch
-
-    for word in range(0, head.weight.shape[0], _HEAD_WORDS):
-        some = slice(word, word + _HEAD_WORDS)
-        block = torch.nn.Linear(1, 1, bias=False, device="meta")
-        block.weight = torch.nn.Parameter(head.weight[some], requires_grad=False)
-        if head.bias is not None:
-            block.bias = torch.nn.Parameter(head.bias[some], requires_grad=False)
-        yield block
 
 
 def _first_line(error: Exception) -> str:
