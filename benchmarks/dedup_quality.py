@@ -42,7 +42,7 @@ from harness import (
     Ints,
     Peer,
     Run,
-    RunFailed,
+    RunFailedError,
     known_peers,
     ourselves,
     print_table,
@@ -231,7 +231,7 @@ def row(
     name = [f"{task.name}, {task.ngram}-grams", f"{threshold}", peer.name]
     try:
         run = run_peer(peer, source, work, threshold, task.ngram)
-    except RunFailed as failure:
+    except RunFailedError as failure:
         return [*name, *[""] * 7, str(failure).splitlines()[-1][:60]]
     quality = judge(truth, run, threshold)
     return [

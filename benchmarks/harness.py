@@ -73,7 +73,7 @@ def print_table(header: tuple[str, ...], rows: list[list[str]], words: int) -> N
         print("| " + " | ".join(cells) + " |")
 
 
-class RunFailed(Exception):  # noqa: N818
+class RunFailedError(Exception):
     """A runner or command ended with an error; the message is the end of what it said."""
 
 
@@ -170,7 +170,7 @@ def run_watched(command: list[str]) -> tuple[str, float, int]:
         out.seek(0)
         err.seek(0)
         if process.returncode != 0:
-            raise RunFailed(f"{' '.join(command)}\n{(out.read() + err.read())[-2000:]}")
+            raise RunFailedError(f"{' '.join(command)}\n{(out.read() + err.read())[-2000:]}")
         return out.read(), wall, peak
 
 

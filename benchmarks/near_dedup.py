@@ -52,7 +52,7 @@ from harness import (
     Bools,
     Peer,
     Run,
-    RunFailed,
+    RunFailedError,
     known_peers,
     ourselves,
     print_table,
@@ -159,7 +159,7 @@ class Bench:
             return None
         try:
             run = self.dedup(self.corpus)
-        except RunFailed as failure:
+        except RunFailedError as failure:
             self.fail(COMMAND, failure)
             return None
         self.add(COMMAND, run)
@@ -174,14 +174,14 @@ class Bench:
     def measure_peer(self, peer: Peer, mine: float | None, command: float | None) -> None:
         try:
             run = run_peer(peer, self.corpus.path, self.work, THRESHOLD)
-        except RunFailed as failure:
+        except RunFailedError as failure:
             self.fail(peer.name, failure)
             return
         self.add(peer.name, run, mine)
         if peer.name == "datatrove" and run.end_to_end is not None:
             self.add(END_TO_END, whole(run, run.end_to_end), command)
 
-    def fail(self, name: str, failure: RunFailed) -> None:
+    def fail(self, name: str, failure: RunFailedError) -> None:
         print(failure, file=sys.stderr)
         self.results.missing[name] = f"failed: {str(failure).strip().splitlines()[-1]}"
 
@@ -342,7 +342,7 @@ def warm_up(bench: Bench, small: Corpus) -> None:
         return
     try:
         bench.dedup(small)
-    except RunFailed as failure:
+    except RunFailedError as failure:
         bench.fail(COMMAND, failure)
 
 

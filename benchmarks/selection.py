@@ -231,13 +231,13 @@ def measure(arguments: argparse.Namespace) -> list[Outcome]:
         sizes, domains = pool["bytes"].to_numpy(), pool["domain"].to_numpy()
 
         def fit(rows: npt.NDArray[np.int64]) -> dict[str, float]:
-            fitted = NGrams([tokens[row] for row in rows])  # noqa: B023
-            return bits_per_byte(fitted, test, held)  # noqa: B023
+            fitted = NGrams([tokens[row] for row in rows])  # noqa: B023 (of this round)
+            return bits_per_byte(fitted, test, held)  # noqa: B023 (of this round)
 
         def cut(rows: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
             """Random ones of these rows that together have so many bytes."""
-            mixed = random.permutation(rows)  # noqa: B023
-            return mixed[np.cumsum(sizes[mixed]) <= size]  # noqa: B023
+            mixed = random.permutation(rows)  # noqa: B023 (of this round)
+            return mixed[np.cumsum(sizes[mixed]) <= size]  # noqa: B023 (of this round)
 
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

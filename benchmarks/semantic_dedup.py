@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from harness import RUNNERS, Bools, Ints, Peer, RunFailed, print_table, run_watched
+from harness import RUNNERS, Bools, Ints, Peer, RunFailedError, print_table, run_watched
 
 Vectors = npt.NDArray[np.float32]
 
@@ -111,7 +111,7 @@ def main() -> None:
                 try:
                     line, masks[peer.name] = run(peer, source, Path(work), options.threshold)
                     lines[peer.name].append(line)
-                except RunFailed as error:
+                except RunFailedError as error:
                     print(f"{peer.name} failed: {str(error)[-400:]}", file=sys.stderr)
         with np.load(Path(work) / "pairs.npz") as pairs:
             row, other = pairs["row"], pairs["other"]

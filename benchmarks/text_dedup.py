@@ -275,7 +275,7 @@ def main() -> None:
         rows += against_peers(options, paths[0], options.work)
         if options.items is not None:
             rows += decontamination(options, paths[0], options.work)
-    except harness.RunFailed as error:
+    except harness.RunFailedError as error:
         print(f"a peer failed, what follows is left out: {error}", file=sys.stderr)
     print(f"load before the end: {os.getloadavg()[0]:.1f}\n")
     harness.print_table(header, rows, words=1)

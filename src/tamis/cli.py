@@ -479,7 +479,7 @@ def calibrate(
     right: Annotated[str, typer.Option(help="Column with a text that means the same.")],
     model: Annotated[
         list[str], typer.Option(help="Embedder, as `model` of `embedding` (repeatable).")
-    ] = ["minilm"],  # noqa: B006
+    ] = ["minilm"],  # noqa: B006 (typer wants a list)
     false_positives: Annotated[
         float,
         typer.Option(min=1e-9, max=1, help="Share of random pairs that may reach the threshold."),
