@@ -112,6 +112,8 @@ class _Part(BaseModel):
 
 #: Roles that hold text or chat messages.
 CONTENT_ROLES = ("text", "prompt", "completion", "chosen", "rejected")
+#: Roles in which a row must have a value to be used.
+NEEDED_ROLES = (*CONTENT_ROLES, "label")
 
 
 class Roles(_Part):
@@ -124,6 +126,9 @@ class Roles(_Part):
     completion: str | None = Field(default=None, description="column of answers to the prompts")
     chosen: str | None = Field(default=None, description="column of the preferred answers")
     rejected: str | None = Field(default=None, description="column of the answers not preferred")
+    label: str | None = Field(
+        default=None, description="column of classes: texts, integers, booleans or whole floats"
+    )
     id: str | None = Field(default=None, description="column that identifies a row")
     domain: str | None = Field(
         default=None, description="column that says where a row is from; the manifest counts by it"
@@ -135,7 +140,7 @@ class Roles(_Part):
 
     def required(self) -> list[str]:
         """Columns in which a row must have a value to be used."""
-        return list(dict.fromkeys(c for r, c in self.columns().items() if r in CONTENT_ROLES))
+        return list(dict.fromkeys(c for r, c in self.columns().items() if r in NEEDED_ROLES))
 
 
 class CorpusPart(_Part):

@@ -7,6 +7,7 @@ from tamis.recipe import CONTENT_ROLES, Recipe
 from tamis.scoring.likelihood import AtLevel
 from tamis.scoring.operator import REGISTRY, RowScorer, Scorer, Signal
 from tamis.selectors.generator import Generator
+from tamis.selectors.labels import is_label
 from tamis.selectors.selector import TableOperator
 from tamis.selectors.table import is_number
 from tamis.selectors.table_scorer import TableScorer
@@ -58,6 +59,13 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                 f"corpus.roles.{role}: expected strings or lists of messages (`role` and "
                 f"`content`), found {column!r} of type {kind}",
                 where=where,
+            )
+        if role == "label" and not is_label(kind):
+            raise UserError(
+                f"corpus.roles.label: expected one class a row, as text, integer or boolean; found "
+                f"{column!r} of type {kind}",
+                where=where,
+                mend="a row of several labels is not taken: make a row of each",
             )
     if recipe.corpus.roles.domain is not None:
         _check_plain(schema, recipe.corpus.roles.domain, "corpus.roles.domain")

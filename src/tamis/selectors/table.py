@@ -105,9 +105,16 @@ class Table:
             return pa.chunked_array([], self.scores[name].operator.fields().field(name).type)
         return pa.chunked_array([], self.corpus.schema.field(name).type)
 
+    def role(self, role: str) -> pa.ChunkedArray:
+        """What a role holds for every row, as a stage before may have rewritten it."""
+        chunks = [batch[role] for batch in self._read({role: self.columns[role]})]
+        return pa.chunked_array(chunks) if chunks else pa.chunked_array([], pa.null())
+
     def batches(self, names: list[str]) -> Iterator[pa.RecordBatch]:
         """Scores and columns of the rows still kept, in bounded batches, in order."""
-        sources = {name: self.source(name) for name in names}
+        return self._read({name: self.source(name) for name in names})
+
+    def _read(self, sources: Mapping[str, Source]) -> Iterator[pa.RecordBatch]:
         for shard in self.corpus.shards:
             inside = self.kept[self.rows.of(shard)]
             if inside.any():

@@ -76,7 +76,7 @@ def bad_rows(corpus: Corpus, rows: Rows, columns: Sequence[str]) -> Iterator[pa.
             values = shard.table(columns).take(pa.array(bad))
             empty = np.array([np.asarray(values[name].is_null()) for name in columns])
             first = empty.argmax(axis=0)
-            reasons = [f"column {columns[at]!r}: expected a text, found null" for at in first]
+            reasons = [f"column {columns[at]!r}: expected a value, found null" for at in first]
             yield from rows_of(corpus, rows, rows.start[shard.index] + bad, reasons)
 
 
