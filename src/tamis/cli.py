@@ -44,6 +44,7 @@ recipe_app = typer.Typer(help="About recipes.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
 
 Text = Annotated[str, typer.Option("--text", help="Column that holds the text.")]
+Label = Annotated[str, typer.Option("--label", help="Column that holds the class.")]
 Id = Annotated[str | None, typer.Option("--id", help="Column that identifies a row.")]
 Format = Annotated[
     str | None,
@@ -244,7 +245,7 @@ def dedup(
 
 @app.command()
 def score(
-    name: Annotated[str, typer.Argument(help="Row scorer; see `tamis operators`.")],
+    name: Annotated[str, typer.Argument(help="Scorer; see `tamis operators`.")],
     corpus: Annotated[
         str | None,
         typer.Argument(
@@ -252,6 +253,7 @@ def score(
         ),
     ] = None,
     text: Text = "text",
+    label: Label = "label",
     role: Annotated[
         list[str] | None,
         typer.Option(help="Column of another role, as in prompt=question (repeatable)."),
@@ -259,7 +261,10 @@ def score(
     row_id: Id = None,
     param: Annotated[
         list[str] | None,
-        typer.Option(help="Parameter of the scorer, as in languages=[de,fr] (repeatable)."),
+        typer.Option(
+            help="Parameter of the scorer, as in languages=[de,fr]; or of one that runs before it, "
+            "as in probe.kind=mlp (repeatable)."
+        ),
     ] = None,
     format: Format = None,
     workspace: Annotated[
@@ -276,13 +281,16 @@ def score(
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score every row of IN, or of a run by the columns that it has stored; no data is touched."""
-    from tamis.recipe import row_scorer
+    """Score every row of IN, or of a run by the columns that it has stored; no data is touched.
+
+    What the scorer reads and IN has not, such as vectors or a probe's outputs, is computed first.
+    """
+    from tamis.recipe import scorer
     from tamis.selectors.table import is_number
     from tamis.storage.errors import UserError
     from tamis.storage.places import place_of
 
-    row_scorer(name)
+    scorer(name)
     if corpus is None:
         if workspace is None:
             raise UserError("nothing to score", mend="give a file, or the workspace of a run (-w)")
@@ -294,16 +302,25 @@ def score(
             mend="scores of a corpus lie in its workspace; leave out IN to score a run",
         )
     home = place_of(workspace or _beside(corpus))
-    stage = {**_parameters(param or []), "operator": name}
+    own, others = _parameters_of(name, param or [])
+    stages = [{**own, "operator": name}]
     named = dict(_pair(part, "--role") for part in role or ())
-    roles = {**_roles_of(stage, text), **named, "id": row_id}
-    recipe = _recipe(corpus, format, roles, [stage], None, str(home))
-    fields = recipe.stages[0].fields()
+
+    def recipe_of(stages: list[dict[str, Any]]) -> "Recipe":
+        columns = {"text": text, "label": label}
+        roles = {**_roles_of(stages, columns), **named, "id": row_id}
+        return _recipe(corpus, format, roles, stages, None, str(home))
+
+    before = _givers(recipe_of(stages), others)
+    for unused in others.keys() - {stage["operator"] for stage in before}:
+        raise UserError(f"--param: {unused!r} is not run before {name}")
+    recipe = recipe_of([*before, *stages])
+    fields = recipe.stages[-1].fields()
     scores = [f.name for f in fields if is_number(f.type) and str(f.type) != "bool"]
     result = _execute(_with_limits(recipe, memory, workers, max_quarantine), as_json)
     from tamis.storage.catalog import figures_of, open_catalog
 
-    view = "signals" if recipe.stages[0].kind == "signal" else "scores"
+    view = "signals" if recipe.stages[-1].kind == "signal" else "scores"
     with open_catalog(home) as connection:
         figures = figures_of(connection, view, scores)
     if as_json:
@@ -357,17 +374,20 @@ def _tell_figures(figures: list[list[Any]]) -> None:
     )
 
 
-def _roles_of(stage: dict[str, Any], text: str) -> dict[str, str | None]:
-    """Columns of the roles that an operator reads: `text`, and those that go by the role's name."""
+def _roles_of(stages: list[dict[str, Any]], columns: dict[str, str]) -> dict[str, str | None]:
+    """Columns of the roles that some stages read; those not given go by the role's name."""
     from pydantic import ValidationError
 
     from tamis.scoring.operator import operator_class
 
-    try:
-        used = operator_class(stage["operator"]).model_validate(stage).used_roles()
-    except ValidationError:
-        return {}  # the recipe's own check tells what does not fit
-    return {role: text if role == "text" else role for role in used}
+    found: dict[str, str | None] = {}
+    for stage in stages:
+        try:
+            used = operator_class(stage["operator"]).model_validate(stage).used_roles()
+        except ValidationError:
+            return {}  # the recipe's own check tells what does not fit
+        found |= {role: columns.get(role, role) for role in used}
+    return found
 
 
 @app.command()
@@ -438,6 +458,9 @@ def select(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     text: Annotated[str | None, typer.Option("--text", help="Column that holds the text.")] = None,
+    label: Annotated[
+        str | None, typer.Option("--label", help="Column that holds the class.")
+    ] = None,
     row_id: Id = None,
     format: Format = None,
     workspace: Workspace = None,
@@ -465,10 +488,9 @@ def select(
         )
     if not stages:
         raise UserError("nothing to select by", mend="give --where, --top, --quantile or --sample")
-    roles = {"text": text, "id": row_id}
+    roles = {"text": text, "label": label, "id": row_id}
     recipe = _recipe(corpus, format, roles, stages, output, workspace)
-    needed = [{"operator": name} for name in _scorers_for(recipe)]
-    recipe = _recipe(corpus, format, roles, [*needed, *stages], output, workspace)
+    recipe = _recipe(corpus, format, roles, [*_givers(recipe, {}), *stages], output, workspace)
     _run(_with_limits(recipe, memory, workers, max_quarantine), as_json)
 
 
@@ -810,12 +832,12 @@ def _with_limits(
     return with_changes(recipe, memory=memory, workers=workers, max_quarantine=max_quarantine)
 
 
-def _scorers_for(recipe: "Recipe") -> list[str]:
-    """Row scorers that give the names a recipe's selectors read and its corpus lacks."""
-    from tamis.flows.checks import missing_scorers
+def _givers(recipe: "Recipe", params: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The stages that must run before a recipe's own, for all they read to be there."""
+    from tamis.flows.checks import givers
     from tamis.flows.direct import columns_of
 
-    return missing_scorers(recipe, columns_of(recipe))
+    return givers(recipe.stages, columns_of(recipe), params)
 
 
 def _named(value: str, option: str, parts: int) -> list[str]:
@@ -864,6 +886,19 @@ def _parameters(given: list[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise UserError(f"--param: expected name=value, found {part!r}") from error
     return found
+
+
+def _parameters_of(name: str, given: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Parameters of an operator, and by operator those given as ``operator.name=value``."""
+    own: dict[str, Any] = {}
+    others: dict[str, dict[str, Any]] = {}
+    for key, value in _parameters(given).items():
+        operator, dot, parameter = key.partition(".")
+        if dot and operator != name:
+            others.setdefault(operator, {})[parameter] = value
+        else:
+            own[parameter or key] = value
+    return own, others
 
 
 def _workspace(path: str) -> "Place":
