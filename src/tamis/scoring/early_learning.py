@@ -38,9 +38,9 @@ class EarlyLearningTarget(OfDynamics):
         ...         "probe_ordinary": [[True]],
         ...     }
         ... )
-        >>> found = EarlyLearningTarget(beta=0.9).compute(batch).to_pylist()[0]
-        >>> [round(value, 4) for value in found.values()]
-        [0.5262, 1, False]
+        >>> found = EarlyLearningTarget(beta=0.9).compute(batch)
+        >>> round(found["early_learning_target"][0].as_py(), 4)
+        0.5263
     """
 
     operator: Literal["early_learning_target"] = "early_learning_target"

@@ -35,6 +35,7 @@ from tamis.storage.kernels import KERNEL
 Matrix = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
+
 @dataclass(frozen=True)
 class Runs:
     """What some rows' columns say, cut into runs.
@@ -60,8 +61,8 @@ class Runs:
     @property
     def counted(self) -> Bools:
         """The runs that saw a row, and as an ordinary one, ``(n, runs)``."""
-        seen: Bools = self.updates.any(axis=2).T
-        return seen & self.ordinary
+        seen: Bools = np.asarray(self.updates.any(axis=2), np.bool_).T & self.ordinary
+        return seen
 
     def __getitem__(self, name: str) -> Matrix:
         return self.parts[name]
@@ -80,9 +81,7 @@ class Runs:
 class OfDynamics(ColumnScorer):
     """A score of what models said of each row, epoch by epoch."""
 
-    dynamics: str = Field(
-        default="probe", description="stage that gives the records of training"
-    )
+    dynamics: str = Field(default="probe", description="stage that gives the records of training")
 
     #: Columns that it reads, but for ``updates`` and ``ordinary``.
     parts: ClassVar[tuple[str, ...]]
@@ -169,7 +168,9 @@ class Aum(OfDynamics):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.until is not None and self.until <= self.skip_epochs:
-            raise ValueError(f"until {self.until} leaves no epoch after the first {self.skip_epochs}")
+            raise ValueError(
+                f"until {self.until} leaves no epoch after the first {self.skip_epochs}"
+            )
         return self
 
     def fields(self) -> pa.Schema:
