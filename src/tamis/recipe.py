@@ -55,7 +55,9 @@ from tamis.scoring.operator import REGISTRY, Operator, RowScorer, Scorer, operat
 from tamis.selectors import (  # noqa: F401
     budgets,
     cluster_scorer,
+    confident_learning,
     decontaminate,
+    dynamics_rules,
     exact_dedup,
     importance,
     known_dedup,

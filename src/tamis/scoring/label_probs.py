@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+from numba import njit
 from pydantic import Field
 
 from tamis.scoring.column_scorer import ColumnScorer, Float64s, numbers, vector_blocks
 from tamis.storage.errors import UserError
-
-Int64s = npt.NDArray[np.int64]
+from tamis.storage.kernels import KERNEL, Int64s
 
 _CLEANLAB = (
     "Kuan and Mueller 2022, Model-agnostic label quality scoring to detect real-world label errors"
@@ -76,10 +75,21 @@ def _of_label(probs: Float64s, label: Int64s) -> Float64s:
     return found
 
 
+@njit(**KERNEL)
+def _entropies(probs, out):  # type: ignore[no-untyped-def]
+    for row in range(probs.shape[0]):
+        total = 0.0
+        for c in range(probs.shape[1]):
+            p = probs[row, c]
+            if p > 0.0:
+                total -= p * np.log(p)
+        out[row] = total
+
+
 def _entropy(probs: Float64s) -> Float64s:
-    """In nats; a probability of 0 adds nothing."""
-    logs = np.log(probs, out=np.zeros_like(probs), where=probs > 0)
-    found: Float64s = 0.0 - np.einsum("ij,ij->i", probs, logs)
+    """In nats; a probability of 0 adds nothing. Added up class by class, in whatever block."""
+    found = np.empty(len(probs))
+    _entropies(probs, found)
     return found
 
 
@@ -142,7 +152,8 @@ class ConfidenceWeightedEntropy(_OfProbs):
     paper: ClassVar[str] = _CLEANLAB
 
     def score(self, probs: Float64s, label: Int64s) -> Float64s:
-        share = _entropy(probs) / max(np.log(probs.shape[1]), 1.0 if probs.shape[1] == 1 else 0.0)
+        # Of one class the entropy is 0, and so is the logarithm.
+        share = _entropy(probs) / np.log(max(probs.shape[1], 2))
         x = share / np.maximum(_of_label(probs, label), _LEAST_CONFIDENCE)
         found: Float64s = np.divide(np.log1p(x), x, out=np.ones_like(x), where=x > 0)
         return found
