@@ -53,7 +53,7 @@ def test_quality_is_cleanlabs(name: str, classes: int) -> None:
         wide = stored.astype(np.float64)
         expected = rank.get_label_quality_scores(label, wide, method=name)
         found = scores(name, stored.tolist(), label, pa.list_(kind))
-        assert found == pytest.approx(expected.tolist(), rel=1e-12)
+        assert found == pytest.approx(expected.tolist(), rel=1e-9)  # log(1 + x) against log1p
 
 
 def test_entropy_of_sure_rows_goes_to_1_where_cleanlab_falls_to_0() -> None:
