@@ -30,7 +30,7 @@ class AumThreshold(Selector):
     by: str = Field(default="aum", description="stage of `aum`, whose ``_by_run`` is read")
     dynamics: str = Field(default="probe", description="stage that gave the records of training")
     quantile: float = Field(
-        default=0.99, ge=0, le=1, description="of the threshold samples' AUM; the paper's"
+        default=0.99, gt=0, le=1, description="of the threshold samples' AUM; the paper's"
     )
 
     version: ClassVar[int] = 1
