@@ -4,7 +4,8 @@ The numbers of a PyTorch tensor are computed on its device, so that a few number
 and not its logits.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,8 @@ IGNORED = -100
 _CACHED = 1 << 20
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True)
+class Batch:
     """Records of n rows; on a device until `fetched`.
 
     Attributes:
@@ -267,7 +269,7 @@ def fetched(batches: list[Batch]) -> Batch:
             )
         ids = ids.filter(pa.array(used))
         columns = [column if column is None else column[used] for column in columns]
-    return Batch._make([ids, *columns, classes])
+    return Batch(ids, *columns, classes=classes)
 
 
 def _joined(columns: list[Any]) -> npt.NDArray[Any]:

@@ -1,7 +1,6 @@
 """Writes what a model says of rows while it is trained: see `storage.dynamics` for the files."""
 
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -10,22 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tamis.scoring.batch_records import NUMBERS, Batch, batch_of, fetched
-from tamis.storage.dynamics import FOOTER, LOGITS, RECORD
+from tamis.storage.dynamics import LOGITS, RECORD, write_records
 from tamis.storage.dynamics_files import (
-    RecordFile,
+    RecordName,
     keep_steps_before,
     record_files,
     remove_leftovers,
 )
 from tamis.storage.errors import UserError
-from tamis.storage.files import whole_file
-from tamis.storage.kernels import Int64s
 from tamis.storage.places import Place, place_errors, place_of
 
 log = logging.getLogger("tamis")
@@ -33,8 +27,8 @@ log = logging.getLogger("tamis")
 #: Batches, and numbers in them, that wait before they are put together and fetched from their
 #: device: training seldom waits for that, and small batches take little more memory than large.
 _WAITING_BATCHES, _WAITING_NUMBERS = 256, 1 << 20
-#: Rows, and logits, of a row group.
-_GROUP_ROWS, _GROUP_LOGITS = 1 << 20, 1 << 22
+#: Logits in memory, of which there are 4 bytes each, before a window is written.
+_MOST_LOGITS = 1 << 28
 
 
 def process_rank() -> tuple[int | None, int | None]:
@@ -72,7 +66,7 @@ class DynamicsRecorder:
         folder: where runs lie, local or on an object store.
         run: number of the training, from 0. Trainings with other threshold samples or other seeds
             are runs of their own.
-        logits: keep all logits.
+        logits: keep all logits; a file is then written whenever there is a GiB of them.
         rank: this process among several; if None, PyTorch's or the environment's ``RANK``.
         window: write a file every so many steps (batches, where no step is told), so that a
             process that is killed loses less than an epoch.
@@ -83,7 +77,7 @@ class DynamicsRecorder:
         UserError: for a run, rank or window that is no such number.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, pyarrow.parquet as pq
         >>> recorder = DynamicsRecorder(tempfile.mkdtemp())
         >>> with recorder.epoch(0):
         ...     recorder.record(["a", "b"], [[2.0, 1.0, 0.0], [0.0, 1.0, 3.0]], [0, 1])
@@ -265,6 +259,8 @@ class DynamicsRecorder:
                 )
         if len(batch):
             self._kept.append(batch)
+        if self.logits and sum(len(one) * one.classes for one in self._kept) > _MOST_LOGITS:
+            self._write(window=True)
 
     def _write(self, *, window: bool) -> None:
         self._fetch()
@@ -272,51 +268,37 @@ class DynamicsRecorder:
             return
         assert self._epoch is not None
         self._settle(window)
-        file = RecordFile(self._epoch, self._windows if window else None, self._rank)
+        file = RecordName(self._epoch, self._windows if window else None, self._rank)
         kept, self._kept = self._kept, []
         self._windows += 1
-        footer = {"version": 1, **file._asdict(), "run": self.run, "sorted": True}
-        footer["classes"] = max(batch.classes for batch in kept)
-        with whole_file(self.folder / file.name) as temporary:
-            self._write_table(temporary, kept, json.dumps(footer))
-
-    def _write_table(self, path: Path, kept: list[Batch], footer: str) -> None:
-        ids = pa.concat_arrays([batch.ids for batch in kept])
-        steps = np.concatenate([batch.step for batch in kept])
-        label = np.concatenate([batch.label for batch in kept])
-        other = np.concatenate([batch.other for batch in kept])
-        numbers = np.concatenate([batch.numbers for batch in kept])
-        classes = np.repeat([batch.classes for batch in kept], [len(batch) for batch in kept])
-        logits = [batch.logits.reshape(-1) for batch in kept] if self.logits else []
+        told = {"run": self.run, **file._asdict()}
+        told["classes"] = max(batch.classes for batch in kept)
+        table = pa.concat_tables([self._table(batch) for batch in kept])
         kept.clear()
-        values = np.concatenate(logits) if logits else None
-        logits.clear()
-        begins = np.cumsum(classes) - classes
+        write_records(self.folder / file.name, table, told)
 
-        kind = pa.int64() if pa.types.is_integer(ids.type) else pa.string()
-        fields = [RECORD.field(0).with_type(kind), *list(RECORD)[1:]]
-        schema = pa.schema([*fields, LOGITS] if self.logits else fields, {FOOTER: footer.encode()})
-        order = np.asarray(pc.sort_indices(ids))  # stable
-        rows = _GROUP_ROWS if values is None else max(1, _GROUP_LOGITS // int(classes.max()))
-        floats = {name: place for place, name in enumerate(NUMBERS)}
-        with pq.ParquetWriter(path, schema, compression="zstd", compression_level=1) as out:
-            for begin in range(0, len(order), rows):
-                at = order[begin : begin + rows]
-                some, y = numbers[at], label[at]
-                columns = {
-                    "row_id": ids.take(pa.array(at)).cast(kind),
-                    "epoch": np.full(len(at), self._epoch, np.int32),
-                    "step": pa.array(steps[at], mask=steps[at] < 0),
-                    "label": y,
-                    "other": other[at],
-                    "correct": some[:, 0] > some[:, 1],
-                    "threshold": y
-                    == (-1 if self.threshold_label is None else self.threshold_label),
-                    **{name: some[:, place] for name, place in floats.items()},
-                }
-                if values is not None:
-                    columns["logits"] = _lists(values, begins[at], classes[at])
-                out.write_table(pa.table([columns[f.name] for f in schema], schema=schema))
+    def _table(self, batch: Batch) -> pa.Table:
+        kind = pa.int64() if pa.types.is_integer(batch.ids.type) else pa.string()
+        numbers = {name: batch.numbers[:, place] for place, name in enumerate(NUMBERS)}
+        columns = {
+            "row_id": batch.ids.cast(kind),
+            "epoch": np.full(len(batch), self._epoch, np.int32),
+            "step": pa.array(batch.step, mask=batch.step < 0),
+            "label": batch.label,
+            "other": batch.other,
+            "correct": numbers["label_logit"] > numbers["other_logit"],
+            "threshold": batch.label
+            == (-1 if self.threshold_label is None else self.threshold_label),
+            **numbers,
+        }
+        fields = [RECORD.field("row_id").with_type(kind), *list(RECORD)[1:]]
+        if self.logits:
+            ends = np.arange(len(batch) + 1, dtype=np.int32) * batch.classes
+            columns["logits"] = pa.ListArray.from_arrays(
+                pa.array(ends), pa.array(batch.logits.reshape(-1)), type=LOGITS.type
+            )
+            fields.append(LOGITS)
+        return pa.table([columns[field.name] for field in fields], schema=pa.schema(fields))
 
     def _settle(self, window: bool) -> None:
         """Remove what training that goes on here has undone; the latest first, so that at any
@@ -349,7 +331,7 @@ class DynamicsRecorder:
                 *(self.run, min(undone), max(undone), self._epoch),
             )
 
-    def _owns(self, file: RecordFile) -> bool:
+    def _owns(self, file: RecordName) -> bool:
         """Whether a file is this process's: its own, and for the first of several also those of
         processes that there are no more."""
         if file.rank == self._rank:
@@ -357,13 +339,3 @@ class DynamicsRecorder:
         if self._rank or self._world is None:
             return False
         return file.rank is None or self._rank is None or file.rank >= self._world
-
-
-def _lists(values: npt.NDArray[np.float32], begins: Int64s, lengths: Int64s) -> pa.Array:
-    """Runs of values as an Arrow array of lists."""
-    ends = np.cumsum(lengths)
-    at = np.repeat(begins - (ends - lengths), lengths) + np.arange(ends[-1])
-    item = LOGITS.type.value_field
-    return pa.ListArray.from_arrays(
-        pa.array(np.r_[0, ends].astype(np.int32)), pa.array(values[at], item.type), type=LOGITS.type
-    )

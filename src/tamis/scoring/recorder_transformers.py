@@ -67,14 +67,14 @@ def _with_ids(trainer: "Trainer", row_id: str) -> Callable[[], Any]:
 
     def get_train_dataloader() -> Any:
         trainer._set_signature_columns_if_needed()
-        columns: Any = trainer._signature_columns
-        collator = trainer.data_collator
-        trainer._signature_columns = [*(columns or ()), row_id]
-        trainer.data_collator = _Collator(collator, row_id)
+        now: Any = trainer
+        columns, collator = now._signature_columns, now.data_collator
+        now._signature_columns = [*columns, row_id]
+        now.data_collator = _Collator(collator, row_id)
         try:
             return inner()
         finally:
-            trainer._signature_columns, trainer.data_collator = columns, collator
+            now._signature_columns, now.data_collator = columns, collator
 
     return get_train_dataloader
 

@@ -1,20 +1,21 @@
-"""Names of the files of training records within a run's folder, and their removal."""
+"""Names of the files of training records within a run's folder, and what a restart removes."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from tamis.storage.files import TEMPORARY, whole_file
+from tamis.storage.dynamics import FOOTER, write_records
+from tamis.storage.files import TEMPORARY
 from tamis.storage.places import Place, kind_of, parquet_file, place_errors
 
 _NAME = re.compile(r"epoch-(\d+)(?:\.window-(\d+))?(?:\.rank-(\d+))?\.parquet")
 
 
-class RecordFile(NamedTuple):
+class RecordName(NamedTuple):
     """What the name of a file of records says.
 
     Attributes:
@@ -23,10 +24,10 @@ class RecordFile(NamedTuple):
         rank: process that wrote it, among several; None for a single one.
 
     Example:
-        >>> RecordFile(3, 2, 1).name
+        >>> RecordName(3, 2, 1).name
         'epoch-00003.window-00002.rank-1.parquet'
-        >>> RecordFile.named("epoch-00003.parquet")
-        RecordFile(epoch=3, window=None, rank=None)
+        >>> RecordName.named("epoch-00003.parquet")
+        RecordName(epoch=3, window=None, rank=None)
     """
 
     epoch: int
@@ -40,7 +41,7 @@ class RecordFile(NamedTuple):
         return f"epoch-{self.epoch:05d}{window}{rank}.parquet"
 
     @classmethod
-    def named(cls, name: str) -> "RecordFile | None":
+    def named(cls, name: str) -> "RecordName | None":
         """The file of this name; None if it is no file of records."""
         found = _NAME.fullmatch(name)
         if found is None:
@@ -51,25 +52,25 @@ class RecordFile(NamedTuple):
     @property
     def order(self) -> tuple[int, int]:
         """Sorts the files of a process in the order of training."""
-        return self.epoch, -1 if self.window is None else self.window
+        return self.epoch, self.window or 0
 
 
-def record_files(folder: Place) -> Iterator[RecordFile]:
+def record_files(folder: Place) -> Iterator[RecordName]:
     """The files of records in a run's folder, in no order."""
     with place_errors(folder):
         if kind_of(folder) == "directory":
             for path in folder.iterdir():
-                found = RecordFile.named(path.name)
+                found = RecordName.named(path.name)
                 if found is not None:
                     yield found
 
 
-def remove_leftovers(folder: Place, whose: Callable[[RecordFile], bool]) -> None:
+def remove_leftovers(folder: Place, whose: Callable[[RecordName], bool]) -> None:
     """Remove what killed processes left half-written, of the files that `whose` names."""
     if isinstance(folder, Path):  # a store has no half-written files
         with place_errors(folder):
             for path in folder.glob(f".epoch-*{TEMPORARY}"):
-                found = RecordFile.named(path.name[1:].removesuffix(TEMPORARY).rpartition(".")[0])
+                found = RecordName.named(path.name[1:].removesuffix(TEMPORARY).rpartition(".")[0])
                 if found is not None and whose(found):
                     path.unlink(missing_ok=True)
 
@@ -90,6 +91,5 @@ def keep_steps_before(path: Place, step: int) -> bool:
     if table is None:
         path.unlink()
         return False
-    with whole_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    write_records(path, table, json.loads((table.schema.metadata or {}).get(FOOTER, "{}")))
     return True
