@@ -63,8 +63,8 @@ def _write(
     asked = marked.rows[last[marked.rows] == number]
     inside[asked if stage.held_out else asked[run.kept[asked]]] = True
     # As they were then: of rows that are held out no later stage knows anything.
-    then = {"columns": marked.columns, "rewritten": rewritten_in(run.recipe, marked.columns)}
-    table = replace(table_of(run, inside), **then)
+    rewritten = rewritten_in(run.recipe, marked.columns)
+    table = replace(table_of(run, inside), columns=marked.columns, rewritten=rewritten)
     roles = [role for role in ("text", "label") if role in table.columns]
     key = digest_of(
         [
