@@ -5,7 +5,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from tamis.selectors.labels import NewLabels, as_names, fitting_names, label_fields
@@ -95,9 +94,7 @@ class Relabel(BySuspicion, Marker):
         rows = np.flatnonzero(
             (p >= self.threshold) & (sure >= self.confidence) & np.asarray(names.is_valid())
         )
-        wanted = pc.dictionary_encode(names.take(pa.array(rows))).combine_chunks()
-        if isinstance(wanted, pa.ChunkedArray):
-            wanted = pa.concat_arrays([pa.array([], wanted.type), *wanted.chunks])
+        wanted = names.take(pa.array(rows)).combine_chunks().dictionary_encode()
         fitting = fitting_names(wanted.dictionary.to_pylist(), table)
         codes = np.array([new.code_of(name) for name in fitting], np.int32)
         new.codes[rows] = codes[np.asarray(wanted.indices)]
