@@ -65,6 +65,7 @@ from tamis.selectors import (  # noqa: F401
     loss_rules,
     near_dedup,
     ngram_likelihood,
+    probe,
     prototypes,
     random_subset,
     repetition,
