@@ -57,6 +57,7 @@ from tamis.selectors import (  # noqa: F401
     importance,
     known_dedup,
     loss_rules,
+    mixture_rules,
     near_dedup,
     ngram_likelihood,
     prototypes,
@@ -71,6 +72,7 @@ from tamis.selectors import (  # noqa: F401
     subclasses,
     substring_dedup,
     topics,
+    turn,
     where,
 )
 from tamis.storage.errors import UserError
