@@ -125,9 +125,6 @@ class OfMixture(TableOperator):
     """Fits a mixture of two components to a score, in all rows or in every group."""
 
     by: str = Field(description="score or numeric column")
-    noisy: End = Field(
-        default="high", description="which end is noisy: high as for losses, low as for margins"
-    )
     per: str | None = Field(
         default=None, description="column whose values are groups, each with a mixture of its own"
     )
@@ -137,9 +134,9 @@ class OfMixture(TableOperator):
         "run stops, or the mixture is used all the same",
     )
 
-    def shape(self) -> tuple[Kind, Scale]:
-        """Kind of the components, and the scale that they are fitted on."""
-        return "gaussian", "minmax"
+    def shape(self) -> tuple[Kind, Scale, End]:
+        """Kind of the components, the scale that they are fitted on, and the end that is noisy."""
+        return "gaussian", "minmax", "high"
 
     def reads(self) -> set[str]:
         return self.groups_by() | {self.by}
@@ -162,16 +159,11 @@ class OfMixture(TableOperator):
         """
         value = as_floats(table.column(self.by))
         value[~np.isfinite(value)] = np.nan
-        kind, scale = self.shape()
+        kind, scale, end = self.shape()
         if scale == "none":
             self._check_range(value, table)
-        if self.per is None:
-            group, names = np.zeros(len(table), np.int64), [None]
-        else:
-            group, values = groups_of(table, self.per)
-            names = [None if name is None else str(name) for name in values.to_pylist()]
-        groups = max(1, len(names))
-        sample = scaled_sample(value, group, groups, scale)
+        group, names = self._groups(table)
+        sample = scaled_sample(value, group, len(names), scale)
         mixtures = fit_mixtures(sample, kind)
         components = count_components(sample)
         fit = ~np.isnan(mixtures.mean[:, 0])
@@ -187,7 +179,14 @@ class OfMixture(TableOperator):
                 f"{self.stage}: {self.by} is not cut{where}: {found[number]}",
                 mend="`one_component: keep` keeps such rows, `cut` cuts all the same",
             )
-        return Fitted(value, group, names, mixtures, components, self.noisy, found, cut)
+        return Fitted(value, group, names, mixtures, components, end, found, cut)
+
+    def _groups(self, table: Table) -> tuple[Int64s, list[str | None]]:
+        """A group number for every row, and the name that every number stands for."""
+        if self.per is None or not len(table):
+            return np.zeros(len(table), np.int64), [None]
+        group, values = groups_of(table, self.per)
+        return group, [None if name is None else str(name) for name in values.to_pylist()]
 
     def _check_range(self, value: Float64s, table: Table) -> None:
         outside = np.flatnonzero((value < 0) | (value > 1))
@@ -204,9 +203,12 @@ class OfMixture(TableOperator):
 class OfAnyMixture(OfMixture):
     """A mixture whose components and scale can be chosen."""
 
-    kind: Kind = Field(
+    distribution: Kind = Field(
         default="gaussian",
-        description="components: gaussian (DivideMix) or beta (Arazo et al.)",
+        description="of both components: gaussian (DivideMix) or beta (Arazo et al.)",
+    )
+    noisy: End = Field(
+        default="high", description="which end is noisy: high as for losses, low as for margins"
     )
     scale: Scale | None = Field(
         default=None,
@@ -220,8 +222,9 @@ class OfAnyMixture(OfMixture):
         "et al. 2019, Unsupervised label noise modeling and loss correction"
     )
 
-    def shape(self) -> tuple[Kind, Scale]:
-        return self.kind, self.scale or PUBLISHED_SCALE[self.kind]
+    def shape(self) -> tuple[Kind, Scale, End]:
+        scale = self.scale or PUBLISHED_SCALE[self.distribution]
+        return self.distribution, scale, self.noisy
 
 
 class MixturePosterior(TableScorer, OfAnyMixture):
@@ -300,7 +303,6 @@ class LossGate(Selector, OfMixture):
 
     operator: Literal["loss_gate"] = "loss_gate"
     by: str = Field(default="training_loss", description="the loss: a score or numeric column")
-    noisy: Literal["high"] = "high"
 
     version: ClassVar[int] = 1
     paper: ClassVar[str] = (

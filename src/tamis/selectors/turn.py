@@ -34,7 +34,6 @@ class Turn(Selector, OfMixture):
 
     operator: Literal["turn"] = "turn"
     by: str = Field(default="training_loss", description="the loss: a score or numeric column")
-    noisy: Literal["high"] = "high"
     threshold: float = Field(
         default=0.5, ge=0, le=1, description="probability of being clean to exceed (unconfirmed)"
     )
