@@ -31,6 +31,8 @@ from tamis.storage.kernels import KERNEL, Int64s
 
 #: Scores of a group that are looked at: its quantiles at even steps.
 MOST_SCORES = 4096
+#: Fewer scores, on a scale that may leave some out, say nothing of components.
+LEAST_SCORES = 10
 #: Gain of two components over one, nats a row: what a model that is only nearly right may gain on
 #: many rows is no reason to cut. Chosen by measurement, see docs/mixture-thresholds.md.
 LEAST_GAIN = 0.005
@@ -68,7 +70,7 @@ class Components:
     Attributes:
         gain: float64, nats a row by which the best pair describes the scores better than the best
             single distribution, BIC's penalty for its parameters taken off; -inf where no pair has
-            two places. nan for a group without two different scores.
+            two places. nan for a group of fewer than `LEAST_SCORES`, or without two different ones.
         single: name of the best single distribution, a key of `SINGLES`.
     """
 
@@ -107,7 +109,7 @@ def count_components(sample: Sample) -> Components:
                 with np.errstate(invalid="ignore", divide="ignore"):
                     two = _mean_log_density(pair) - _penalty(_PARAMETERS, rows)
                     found = np.where(pair.apart(), two - one, -np.inf)
-                found[np.isnan(pair.mean[:, 0])] = np.nan
+                found[np.isnan(pair.mean[:, 0]) | (rows < LEAST_SCORES)] = np.nan
                 better = ~(found <= gain) & ~np.isnan(found)
                 gain[better], best[better] = found[better], which[better]
     names = list(SINGLES)
@@ -167,7 +169,7 @@ def _best_single(sample: Sample) -> tuple[Float64s, Int64s]:
     groups = len(sample.begin)
     best, which = np.full(groups, np.nan), np.zeros(groups, np.int64)
     mean = np.full((groups, 6), np.nan)
-    for number in np.flatnonzero(sample.rows):
+    for number in np.flatnonzero(sample.rows >= LEAST_SCORES):
         mine = sample.x[sample.begin[number] : sample.end[number]]
         mean[number] = _features(np.clip(mine, MARGIN, 1 - MARGIN)).mean(axis=1)
     _best(_features(x), x * (1 - x) * step, families, mean, sample.rows, best, which)
@@ -178,7 +180,7 @@ def _best_single(sample: Sample) -> tuple[Float64s, Int64s]:
 def _best(features, widths, families, mean, rows, best, which):  # type: ignore[no-untyped-def]
     ones = np.ones(widths.shape[0])
     for g in range(mean.shape[0]):
-        if rows[g] == 0:
+        if math.isnan(mean[g, 0]):
             continue
         best[g] = -np.inf
         for k in range(families.shape[0]):

@@ -158,7 +158,7 @@ class OfMixture(TableOperator):
                 that one component would do for, if `one_component` is `error`.
         """
         value = as_floats(table.column(self.by))
-        value[~np.isfinite(value)] = np.nan
+        value = np.where(np.isfinite(value), value, np.nan)
         kind, scale, end = self.shape()
         if scale == "none":
             self._check_range(value, table)
