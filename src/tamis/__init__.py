@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "DynamicsCallback",
+    "DynamicsRecorder",
     "Recipe",
     "RunError",
     "UserError",
     "__version__",
     "check",
     "load_recipe",
+    "record_partial_fit",
+    "record_trainer",
     "run",
     "score",
     "sql",
+    "threshold_samples",
     "what_if",
 ]
 
@@ -31,11 +36,21 @@ if TYPE_CHECKING:
     from tamis.flows.differences import Difference
     from tamis.flows.direct import Result
     from tamis.recipe import Recipe, load_recipe
+    from tamis.scoring.recorder import DynamicsRecorder
+    from tamis.scoring.recorder_lightning import DynamicsCallback
+    from tamis.scoring.recorder_sklearn import record_partial_fit
+    from tamis.scoring.recorder_transformers import record_trainer
+    from tamis.scoring.threshold_samples import threshold_samples
     from tamis.storage.errors import RunError, UserError
 
 _LAZY = {
+    "DynamicsCallback": "tamis.scoring.recorder_lightning",
+    "DynamicsRecorder": "tamis.scoring.recorder",
     "Recipe": "tamis.recipe",
     "load_recipe": "tamis.recipe",
+    "record_partial_fit": "tamis.scoring.recorder_sklearn",
+    "record_trainer": "tamis.scoring.recorder_transformers",
+    "threshold_samples": "tamis.scoring.threshold_samples",
     "RunError": "tamis.storage.errors",
     "UserError": "tamis.storage.errors",
 }

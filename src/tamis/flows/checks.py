@@ -1,11 +1,21 @@
 """What can be said before any work: whether the recipe fits the corpus, and the memory it needs."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import pyarrow as pa
 from pydantic import ValidationError
 
 from tamis.recipe import CONTENT_ROLES, Recipe
 from tamis.scoring.likelihood import AtLevel
-from tamis.scoring.operator import REGISTRY, RowScorer, Scorer, Signal
+from tamis.scoring.operator import (
+    REGISTRY,
+    Operator,
+    RowScorer,
+    Scorer,
+    Signal,
+    operator_class,
+)
 from tamis.selectors.generator import Generator
 from tamis.selectors.labels import is_label
 from tamis.selectors.selector import TableOperator
@@ -196,11 +206,17 @@ def _is_chat(kind: pa.DataType) -> bool:
 
 
 def _who_gives(name: str) -> str:
+    operator = _giver(name)
+    return "" if operator is None else f"put `- operator: {operator}` before it"
+
+
+def _giver(name: str) -> str | None:
+    """The operator that by itself gives a score."""
     # What is made to be read comes before what is made for other operators.
     for operator, cls in sorted(REGISTRY.items(), key=lambda entry: issubclass(entry[1], Signal)):
         if issubclass(cls, Scorer) and name in score_names(cls):
-            return f"put `- operator: {operator}` before it"
-    return ""
+            return operator
+    return None
 
 
 def score_names(cls: type[Scorer]) -> list[str]:
@@ -213,19 +229,39 @@ def score_names(cls: type[Scorer]) -> list[str]:
         return []
 
 
-def missing_scorers(recipe: Recipe, columns: list[str]) -> list[str]:
-    """Row scorers that give names its selectors read, and neither recipe nor corpus gives."""
-    given = set(columns) | {
-        n for s in recipe.stages if isinstance(s, Scorer) for n in s.fields().names
-    }
-    read = {name for stage in recipe.stages for name in stage.reads()}
-    return [
-        name
-        for name, cls in sorted(REGISTRY.items())
-        if issubclass(cls, RowScorer)
-        and cls.kind == RowScorer.kind
-        and set(score_names(cls)) & (read - given)
-    ]
+def givers(
+    stages: Sequence[Operator], columns: Sequence[str], params: Mapping[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The stages to run before some others, so that all they read is there.
+
+    Args:
+        columns: of the corpus.
+        params: by operator, those of the stages that are found, if not its defaults.
+
+    Returns:
+        Stages as plain data, in order: operators that by themselves give what is read and neither
+        a stage before nor the corpus gives, and what those in turn need.
+    """
+    there = set(columns)
+    found: list[dict[str, Any]] = []
+
+    def add(stage: Operator) -> None:
+        for name in sorted(stage.reads() - there):
+            operator = _giver(name)
+            if operator is not None and name not in there:
+                giver = operator_class(operator)(**params.get(operator, {}))
+                add(giver)
+                found.append({**params.get(operator, {}), "operator": operator})
+                there.update(_gives(giver))
+        there.update(_gives(stage))
+
+    for stage in stages:
+        add(stage)
+    return found
+
+
+def _gives(stage: Operator) -> list[str]:
+    return list(stage.fields().names) if isinstance(stage, Scorer) else []
 
 
 def vector_lengths(recipe: Recipe, schema: pa.Schema) -> dict[str, int]:
