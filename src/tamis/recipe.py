@@ -67,6 +67,7 @@ from tamis.selectors import (  # noqa: F401
     label_review,
     label_weight,
     loss_rules,
+    mixture_rules,
     near_dedup,
     ngram_likelihood,
     probe,
@@ -83,6 +84,7 @@ from tamis.selectors import (  # noqa: F401
     subclasses,
     substring_dedup,
     topics,
+    turn,
     where,
 )
 from tamis.storage.errors import UserError
