@@ -62,6 +62,7 @@ from tamis.selectors import (  # noqa: F401
     importance,
     known_dedup,
     label_agreement,
+    label_consensus,
     label_corrections,
     label_errors,
     label_review,
