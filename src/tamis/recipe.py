@@ -78,6 +78,7 @@ from tamis.selectors import (  # noqa: F401
     subclasses,
     substring_dedup,
     topics,
+    training_dynamics,
     where,
 )
 from tamis.storage.errors import UserError
