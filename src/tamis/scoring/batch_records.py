@@ -30,22 +30,22 @@ class Batch:
     """Records of n rows; on a device until `fetched`.
 
     Attributes:
+        classes: how many logits each row had.
         ids: ``(n,)`` Arrow array of int64 or large_string, or integers on a device.
         label: int32 ``(n,)``.
         other: int32 ``(n,)``.
         numbers: float32 ``(n, 6)``, by column as in `NUMBERS`.
         logits: float32 ``(n, classes)``, if they are kept.
         step: int64 ``(n,)``, or one for all while on a device; -1 if it is not known.
-        classes: how many logits each row had.
     """
 
+    classes: int
     ids: Any
     label: Any
     other: Any
     numbers: Any
     logits: Any
     step: Any
-    classes: int
 
     def __len__(self) -> int:
         return len(self.label)
@@ -139,7 +139,7 @@ def row_ids_of(row_ids: Any) -> Any:
             return ids.cast(pa.int64())
         if pa.types.is_string(ids.type) and not ids.null_count:
             return ids.cast(pa.large_string())
-    except (pa.ArrowException, TypeError) as error:
+    except (pa.ArrowException, OverflowError, TypeError) as error:
         raise UserError(f"row ids: {error}", mend="give integers or strings") from error
     raise UserError(f"row ids of type {ids.type}", mend="give integers or strings, none null")
 
@@ -151,13 +151,13 @@ def _of_arrays(ids: Any, logits: Any, labels: Any, step: int, keep_logits: bool)
         ids, logits, labels = ids.take(pa.array(used)), logits[used], labels[used]
     found: Records = records_of(logits, labels)
     return Batch(
+        logits.shape[1],
         ids,
         labels.astype(np.int32),
         found.other,
         np.stack([getattr(found, name) for name in NUMBERS], axis=1),
         np.array(logits, np.float32) if keep_logits else None,
         np.full(len(labels), step, np.int64),
-        logits.shape[1],
     )
 
 
@@ -171,13 +171,13 @@ def _of_tensors(ids: Any, logits: "Tensor", labels: Any, step: int, keep_logits:
         label = given.clamp(0, logits.shape[1] - 1).to(torch.int64)
         numbers, other = tensor_records(logits, label)
         batch = Batch(
+            logits.shape[1],
             ids,
             given,
             other.to(torch.int32),
             numbers,
             logits if keep_logits else None,
             step,
-            logits.shape[1],
         )
     return batch if logits.device.type != "cpu" else fetched([batch])
 
@@ -218,10 +218,12 @@ def _tensor_records(logits: "Tensor", labels: "Tensor") -> "tuple[Tensor, Tensor
     # The softmax without the label, whose odds against it keep their digits where one of the two
     # is almost all there is.
     q = torch.softmax(rest, 1)
-    log_total = best - q.gather(1, other).log()
-    length = torch.linalg.vector_norm(q, dim=1, keepdim=True)
+    # What the softmax's own sum over many classes is wrong by, as this one is in pairs.
+    whole = q.sum(1, keepdim=True)
+    log_total = best - (q.gather(1, other) / whole).log()
+    length = torch.linalg.vector_norm(q, dim=1, keepdim=True) / whole
     # Minus infinity times probability 0 would be nan.
-    mean = q.mul_(rest.clamp_min_(torch.finfo(torch.float32).min)).sum(1, keepdim=True)
+    mean = q.mul_(rest.clamp_min_(torch.finfo(torch.float32).min)).sum(1, keepdim=True) / whole
     odds = own - log_total
     loss = softplus(-odds)
     prob, missing = torch.sigmoid(odds), torch.sigmoid(-odds)
@@ -269,7 +271,7 @@ def fetched(batches: list[Batch]) -> Batch:
             )
         ids = ids.filter(pa.array(used))
         columns = [column if column is None else column[used] for column in columns]
-    return Batch(ids, *columns, classes=classes)
+    return Batch(classes, ids, *columns)
 
 
 def _joined(columns: list[Any]) -> npt.NDArray[Any]:

@@ -5,7 +5,7 @@ the order of rows in an epoch) is a hash of the row's key, so that nothing depen
 lie.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from threading import Lock
@@ -134,7 +134,7 @@ def study(
 
     Returns:
         What was recorded, and the out-of-sample probability of every class, float32
-        ``(n, classes)``.
+        ``(n, classes)``: the mean over all epochs of what probes said that had not seen the row.
     """
     n, classes = len(rows.labels), rows.classes
     runs = threshold_runs or 1
@@ -148,7 +148,8 @@ def study(
     kept = np.empty((n, times, classes), np.float32) if logits else None
     probs: Float32s = np.zeros((n, classes), np.float32)
     lock = Lock()
-    done, trainings = 0, runs + repeats * folds
+    parts = min(folds, n)
+    done, epochs = 0, (runs + repeats * parts) * how.epochs
 
     def fit(
         number: int,
@@ -156,15 +157,16 @@ def study(
         labels: Int64s,
         outputs: int,
         seen: Callable[[int, Int64s, Float32s], None] | None = None,
-    ) -> Probe:
+    ) -> Iterator[Probe]:
         """One training; `number` tells its random numbers from those of others."""
         nonlocal done
         own = replace(how, seed=how.seed + (number << 32))
-        probe = train(rows.matrix, of, labels, outputs, own, partial(rows.order, of, number), seen)
-        with lock:
-            done += 1
-            progress("probes trained", done, trainings)
-        return probe
+        order = partial(rows.order, of, number)
+        for probe in train(rows.matrix, of, labels, outputs, own, order, seen):
+            yield probe
+            with lock:
+                done += 1
+                progress("epochs of probes", done, epochs)
 
     def record(run: int) -> None:
         labels = np.where(ordinary[:, run], rows.labels, classes)
@@ -178,23 +180,26 @@ def study(
             if kept is not None:
                 kept[batch, at] = found[:, :classes]
 
-        fit(1 + repeats + run, np.arange(n), labels, classes + (threshold_runs > 0), seen)
+        outputs = classes + (threshold_runs > 0)
+        for _ in fit(1 + repeats + run, np.arange(n), labels, outputs, seen):
+            pass
 
     def judge(cut: int, fold: Int64s, part: int) -> None:
         held = np.flatnonzero(fold == part)
         of = np.flatnonzero(fold != part)
-        probe = fit(1 + repeats + runs + cut * folds + part, of, rows.labels[of], classes)
+        number = 1 + repeats + runs + cut * folds + part
         block = max(1, _LOGITS_AT_ONCE // classes)
-        for begin in range(0, len(held), block):
-            some = held[begin : begin + block]
-            probs[some] += softmax(probe.logits(rows.matrix[some]))
+        for probe in fit(number, of, rows.labels[of], classes):
+            for begin in range(0, len(held), block):
+                some = held[begin : begin + block]
+                probs[some] += softmax(probe.logits(rows.matrix[some]))
 
     todo: list[Callable[[], None]] = [partial(record, run) for run in range(runs)]
     for cut in range(repeats):
         fold = folds_of(rows, folds, 1 + cut)
-        todo += [partial(judge, cut, fold, part) for part in range(min(folds, n))]
+        todo += [partial(judge, cut, fold, part) for part in range(parts)]
         # One cut after the other, so that probabilities are summed in the same order every time.
         in_threads(lambda task: task(), todo, workers)
         todo = []
-    probs /= repeats
+    probs /= repeats * how.epochs
     return Dynamics(recorded, ordinary, kept), probs

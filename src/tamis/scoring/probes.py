@@ -4,7 +4,7 @@ Everything here is float32 matrix products of numpy; a training takes one thread
 run beside one another, and gives the same numbers wherever its rows lie.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -201,8 +201,8 @@ def train(
     how: Training,
     order: Callable[[int], Int64s],
     seen: Callable[[int, Int64s, Float32s], None] | None = None,
-) -> Probe:
-    """Train a probe.
+) -> Iterator[Probe]:
+    """Train a probe; gives it after every epoch, and trains it on after that.
 
     Args:
         matrix: float32 ``(n, d)``, all vectors.
@@ -217,6 +217,9 @@ def train(
     """
     hidden = [how.hidden] if how.hidden else []
     probe = Probe([matrix.shape[1], *hidden, classes], how.seed)
+    # Steps of Adam are too small for biases to come by the classes' shares on their own, and
+    # without them every label of a rare class looks wrong.
+    probe.layers[-1][1][:] = np.log((np.bincount(labels, minlength=classes) + 1) / len(labels))
     first = np.zeros_like(probe.weights)
     second = np.zeros_like(probe.weights)
     decayed = sum(weight.size for weight, _ in probe.layers)
@@ -252,7 +255,7 @@ def train(
                 f"the probe's weights grew beyond all bounds in epoch {epoch}",
                 mend=f"set a `learning_rate` below {how.learning_rate:g}",
             )
-    return probe
+        yield probe
 
 
 def standardise(matrix: Float32s) -> None:
