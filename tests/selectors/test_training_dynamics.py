@@ -146,8 +146,8 @@ def test_scorers_read_the_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ids", "roles", "says"),
     [
-        (["a", "b"], {"id": "name"}, "integers such as 0"),
-        ([100, 101], {"id": "name"}, "the corpus by such as 100"),
+        (["a", "b"], {"id": "name"}, "integers such as 0, the corpus by 'a'"),
+        ([100, 101], {"id": "name"}, "integers such as 0, the corpus by 100"),
         ([0, 1], {}, "set corpus.roles.id"),
     ],
 )

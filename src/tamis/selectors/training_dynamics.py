@@ -146,7 +146,6 @@ class TrainingDynamics(TableScorer):
                 tried.append(column)
         if records.text_ids:
             tried.append(pa.array(hex_ids(table.id_hi, table.id_lo)))
-        first: int | str | None = None
         for column in tried:
             ids = ids_of(pc.fill_null(column, "" if records.text_ids else 0))
             order = _order(ids)
@@ -155,7 +154,6 @@ class TrainingDynamics(TableScorer):
             ordered = _taken(ids, order)
             rows, there, recorded = 0, 0, 0
             for block in read_blocks(records, [], workers=table.workers):
-                first = block.row_id[0].as_py() if first is None else first
                 _, found = _matches(ordered, block)
                 rows += int((found >= 0).sum())
                 there += len(np.unique(found[found >= 0]))
@@ -163,11 +161,13 @@ class TrainingDynamics(TableScorer):
             if rows:
                 self._tell(table, len(table) - rows, recorded - there)
                 return ids, order
+        named = next((block.row_id[0] for block in read_blocks(records, [], workers=1)), None)
+        mine = table.role("id")[0] if "id" in table.columns else tried[0][0] if tried else None
         raise UserError(
-            f"none of the {len(table):,} rows has records: these name rows by "
+            f"none of the {len(table):,} rows has records; these name rows by "
             f"{'strings' if records.text_ids else 'integers'}"
-            + (f" such as {first!r}" if first is not None else "")
-            + "".join(f", the corpus by such as {column[0].as_py()!r}" for column in tried[:1]),
+            + (f" such as {named.as_py()!r}" if named is not None else "")
+            + (f", the corpus by {mine.as_py()!r}" if mine is not None else ""),
             where=self._where,
             mend="set corpus.roles.id to the column that the trainer took row ids from",
         )
