@@ -210,7 +210,7 @@ def _record_file(place: Place) -> RecordFile:
     try:
         with place_errors(place), parquet_file(place) as file:
             schema, footer = file.schema_arrow, file.metadata
-            told = _footer_of(schema, where)
+            told = _footer_of(footer, where)
             _check_columns(schema, where)
             epoch = _epoch_of(file, where)
             thresholds = _values_of(file, "threshold") != {False}
@@ -241,8 +241,8 @@ def _record_file(place: Place) -> RecordFile:
     )
 
 
-def _footer_of(schema: pa.Schema, where: str) -> dict[str, Any]:
-    text = (schema.metadata or {}).get(FOOTER)
+def _footer_of(footer: pq.FileMetaData, where: str) -> dict[str, Any]:
+    text = (footer.metadata or {}).get(FOOTER)
     if text is None:
         return {}
     try:
