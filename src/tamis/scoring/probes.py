@@ -220,6 +220,9 @@ def train(
     """
     hidden = [how.hidden] if how.hidden else []
     probe = Probe([matrix.shape[1], *hidden, classes], how.seed)
+    # Steps of Adam are too small for biases to come by the classes' shares on their own, and
+    # without them every label of a rare class looks wrong.
+    probe.layers[-1][1][:] = np.log((np.bincount(labels, minlength=classes) + 1) / len(labels))
     first = np.zeros_like(probe.weights)
     second = np.zeros_like(probe.weights)
     decayed = sum(weight.size for weight, _ in probe.layers)
