@@ -37,7 +37,8 @@ def test_score_of_an_empty_frame() -> None:
     ("operator", "frame", "roles", "message"),
     [
         ("nothing", {"text": ["a"]}, {}, "no operator"),
-        ("near_dedup", {"text": ["a"]}, {}, "needs a corpus"),
+        ("near_dedup", {"text": ["a"]}, {}, "gives no score"),
+        ("cluster", {"text": ["a"]}, {}, "needs the whole corpus"),
         ("text_stats", {"body": ["a"]}, {}, "no column 'text'"),
         ("text_stats", {"text": ["a", None]}, {}, "1 nulls"),
         ("text_stats", {"text": ["a"]}, {"label": "text"}, "no role 'label'"),
@@ -78,6 +79,8 @@ def test_a_recipe_without_output_scores_only(tmp_path: Path) -> None:
     assert result.manifest["rows"] == {
         "in": 10,
         "kept": 10,
+        "relabelled": 0,
+        "in_review": 0,
         "dropped": {},
         "quarantined": 0,
         "generated": 0,

@@ -119,6 +119,19 @@ def test_score_takes_parameters(tmp_path: Path) -> None:
     assert "either `tokenizer` or `bytes_per_token`" in err
 
 
+def test_score_runs_what_a_scorer_reads_before_it(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path / "in.parquet", ["A cat.", "The cat.", "Tax law.", "Tax act."])
+    given = ("--param", "k=2", "--param", "embedding.precision=float32")
+    out, _ = tamis("score", "cluster", path, "--param", "cluster.seed=1", *given)
+    assert "cluster" in out
+    manifest = json.loads((tmp_path / "in.parquet.tamis" / "manifest.json").read_text())
+    assert [stage["operator"] for stage in manifest["stages"]] == ["embedding", "cluster"]
+    assert manifest["stages"][0]["precision"] == "float32"
+    assert manifest["stages"][1]["seed"] == 1
+    _, err = tamis("score", "text_stats", path, "--param", "embedding.precision=float32", code=2)
+    assert "'embedding' is not run before text_stats" in err
+
+
 def test_select_by_scores_of_text_and_of_scorers_that_need_parameters(tmp_path: Path) -> None:
     path = write_corpus(tmp_path / "in.parquet", ["Das ist ein Satz.", "And this is one."])
     tamis("select", path, tmp_path / "out", "--where", "language = 'de'", "--text", "text")

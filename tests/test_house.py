@@ -9,7 +9,7 @@ from pathlib import Path
 import tamis
 
 ROOT = Path(tamis.__file__).parent
-FLOORS = ["storage", "scoring", "selectors", "recipe", "flows", "console", "cli"]
+FLOORS = ["storage", "scoring", "selectors", "recipe", "flows", "console", "commands", "cli"]
 
 
 def _imports(path: Path) -> set[str]:

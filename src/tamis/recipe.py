@@ -31,10 +31,13 @@ from tamis.scoring import (  # noqa: F401
     ches,
     compression,
     cross_entropy_difference,
+    early_learning,
     embedding,
     fineweb_quality,
     gopher_quality,
     gopher_repetition,
+    label_dynamics,
+    label_probs,
     language,
     likelihood,
     logprobs,
@@ -48,19 +51,30 @@ from tamis.scoring import (  # noqa: F401
     text_stats,
     token_count,
 )
-from tamis.scoring.operator import REGISTRY, Operator, RowScorer, operator_class
+from tamis.scoring.operator import REGISTRY, Operator, RowScorer, Scorer, operator_class
 from tamis.selectors import (  # noqa: F401
     budgets,
     cluster_scorer,
+    confident_learning,
     decontaminate,
+    dynamics_rules,
     exact_dedup,
     importance,
     known_dedup,
+    label_agreement,
+    label_consensus,
+    label_corrections,
+    label_errors,
+    label_review,
+    label_weight,
     loss_rules,
+    mixture_rules,
     near_dedup,
     ngram_likelihood,
+    probe,
     prototypes,
     random_subset,
+    relabel,
     repetition,
     representative_sample,
     segment_dedup,
@@ -71,6 +85,7 @@ from tamis.selectors import (  # noqa: F401
     subclasses,
     substring_dedup,
     topics,
+    turn,
     where,
 )
 from tamis.storage.errors import UserError
@@ -446,17 +461,31 @@ class _UniqueKeys(yaml.SafeLoader):
         return dict(super().construct_mapping(node, deep))
 
 
+def scorer(name: str) -> type[Scorer]:
+    """The scorer registered under a name.
+
+    Raises:
+        UserError: if there is none, or the operator is of another kind.
+    """
+    cls = operator_class(name)
+    if not issubclass(cls, Scorer):
+        raise UserError(
+            f"{name} is a {cls.kind}: it gives no score", mend="use it as a stage of a recipe"
+        )
+    return cls
+
+
 def row_scorer(name: str) -> type[RowScorer]:
     """The row scorer registered under a name.
 
     Raises:
         UserError: if there is none, or the operator is of another kind.
     """
-    cls = operator_class(name)
+    cls = scorer(name)
     if not issubclass(cls, RowScorer):
         raise UserError(
-            f"{name} is a {cls.kind}: it needs a corpus and gives no score",
-            mend="use it as a stage of a recipe",
+            f"{name} is a {cls.kind}: it needs the whole corpus",
+            mend="use `tamis score` on a corpus, or a stage of a recipe",
         )
     return cls
 

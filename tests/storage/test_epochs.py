@@ -13,7 +13,6 @@ import pytest
 from tamis.storage import epochs, record_streams
 from tamis.storage.dynamics import FOOTER, RECORD, find_dynamics, write_records
 from tamis.storage.epochs import COLUMNS, read_blocks
-from tamis.storage.errors import UserError
 
 FLOATS = ("label_prob", "loss", "entropy", "el2n")
 

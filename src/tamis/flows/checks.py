@@ -1,13 +1,24 @@
 """What can be said before any work: whether the recipe fits the corpus, and the memory it needs."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import pyarrow as pa
 from pydantic import ValidationError
 
 from tamis.recipe import CONTENT_ROLES, Recipe
 from tamis.scoring.likelihood import AtLevel
-from tamis.scoring.operator import REGISTRY, RowScorer, Scorer, Signal
+from tamis.scoring.operator import (
+    REGISTRY,
+    Operator,
+    RowScorer,
+    Scorer,
+    Signal,
+    operator_class,
+)
 from tamis.selectors.generator import Generator
 from tamis.selectors.labels import is_label
+from tamis.selectors.marker import Marker
 from tamis.selectors.selector import TableOperator
 from tamis.selectors.table import is_number
 from tamis.selectors.table_scorer import TableScorer
@@ -27,6 +38,8 @@ LIST_NUMBERS = 1024
 KNOWN_BYTES = 72
 #: Of every row, while a stage sees the table: id, copy, marks, place, and what dropped it.
 ROW_BYTES = 70
+#: Of every row that markers act on, with what each of some detectors voted.
+MARK_BYTES = 120
 #: Resident bytes of a further process with the same imports and kernels, measured alike.
 PROCESS_BYTES = 320 << 20
 
@@ -120,6 +133,14 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                     mend="put `- operator: embedding` before it",
                 )
         if isinstance(stage, Generator):
+            markers = [s.stage for s in recipe.stages if isinstance(s, Marker)]
+            if markers:
+                raise UserError(
+                    f"stages[{index}] ({stage.stage}) makes rows, and {markers[0]} marks rows of "
+                    "the corpus, which new ones are not",
+                    where=where,
+                    mend="mark labels and make rows in two runs",
+                )
             stage.source({s.stage: s for s in recipe.stages[:index]})
             _check_generated(recipe, schema)
         if isinstance(stage, Scorer):
@@ -149,6 +170,40 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                 where=where,
                 mend="give the score another name, as in `add: {margin_of_policy: margin}`",
             )
+    _check_marked(recipe, schema)
+
+
+def _check_marked(recipe: Recipe, schema: pa.Schema) -> None:
+    """Whether the columns that markers add to the dataset have names of their own."""
+    weights: set[str] = set()
+    added = recipe.output.added if recipe.output is not None else {}
+    for index, stage in enumerate(recipe.stages):
+        if not isinstance(stage, Marker):
+            continue
+        here = f"stages[{index}] ({stage.stage})"
+        for parameter, name in (("given", stage.given_as()), ("column", stage.weight_as())):
+            if name is not None and (name in schema.names or name in added):
+                raise UserError(
+                    f"{here} adds the column {name!r} to the dataset, a name that is taken already",
+                    where="recipe",
+                    mend=f"give the stage another, as in `{parameter}: {name}_2`",
+                )
+        weight = stage.weight_as()
+        weights |= set() if weight is None else {weight}
+        if len(weights) > 1:
+            raise UserError(
+                f"{here}: the weights of all stages are one column of the dataset, which is called "
+                f"{' and '.join(sorted(weights))}",
+                where="recipe",
+                mend="give the stages the same `column`",
+            )
+    given = {s.given_as() for s in recipe.stages if isinstance(s, Marker)} & weights
+    if given:
+        raise UserError(
+            f"labels and weights cannot both be the column {given.pop()!r} of the dataset",
+            where="recipe",
+            mend="give one of the stages another name for its column",
+        )
 
 
 def _check_generated(recipe: Recipe, schema: pa.Schema) -> None:
@@ -196,11 +251,17 @@ def _is_chat(kind: pa.DataType) -> bool:
 
 
 def _who_gives(name: str) -> str:
+    operator = _giver(name)
+    return "" if operator is None else f"put `- operator: {operator}` before it"
+
+
+def _giver(name: str) -> str | None:
+    """The operator that by itself gives a score."""
     # What is made to be read comes before what is made for other operators.
     for operator, cls in sorted(REGISTRY.items(), key=lambda entry: issubclass(entry[1], Signal)):
         if issubclass(cls, Scorer) and name in score_names(cls):
-            return f"put `- operator: {operator}` before it"
-    return ""
+            return operator
+    return None
 
 
 def score_names(cls: type[Scorer]) -> list[str]:
@@ -213,19 +274,39 @@ def score_names(cls: type[Scorer]) -> list[str]:
         return []
 
 
-def missing_scorers(recipe: Recipe, columns: list[str]) -> list[str]:
-    """Row scorers that give names its selectors read, and neither recipe nor corpus gives."""
-    given = set(columns) | {
-        n for s in recipe.stages if isinstance(s, Scorer) for n in s.fields().names
-    }
-    read = {name for stage in recipe.stages for name in stage.reads()}
-    return [
-        name
-        for name, cls in sorted(REGISTRY.items())
-        if issubclass(cls, RowScorer)
-        and cls.kind == RowScorer.kind
-        and set(score_names(cls)) & (read - given)
-    ]
+def givers(
+    stages: Sequence[Operator], columns: Sequence[str], params: Mapping[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The stages to run before some others, so that all they read is there.
+
+    Args:
+        columns: of the corpus.
+        params: by operator, those of the stages that are found, if not its defaults.
+
+    Returns:
+        Stages as plain data, in order: operators that by themselves give what is read and neither
+        a stage before nor the corpus gives, and what those in turn need.
+    """
+    there = set(columns)
+    found: list[dict[str, Any]] = []
+
+    def add(stage: Operator) -> None:
+        for name in sorted(stage.reads() - there):
+            operator = _giver(name)
+            if operator is not None and name not in there:
+                giver = operator_class(operator)(**params.get(operator, {}))
+                add(giver)
+                found.append({**params.get(operator, {}), "operator": operator})
+                there.update(_gives(giver))
+        there.update(_gives(stage))
+
+    for stage in stages:
+        add(stage)
+    return found
+
+
+def _gives(stage: Operator) -> list[str]:
+    return list(stage.fields().names) if isinstance(stage, Scorer) else []
 
 
 def vector_lengths(recipe: Recipe, schema: pa.Schema) -> dict[str, int]:
@@ -249,6 +330,7 @@ def memory_needed(recipe: Recipe, corpus: Corpus, workers: int) -> tuple[int, st
     scorers = [stage for stage in recipe.stages if isinstance(stage, RowScorer)]
     fixed += (1 + others) * sum(stage.memory() for stage in scorers)
     fixed += KNOWN_BYTES * corpus.rows * any(stage.costly for stage in scorers)
+    fixed += MARK_BYTES * corpus.rows * sum(isinstance(s, Marker) for s in recipe.stages)
     lengths = vector_lengths(recipe, corpus.schema)
     needs = {
         stage.stage: table_memory(stage, corpus.rows, corpus.bytes, lengths)

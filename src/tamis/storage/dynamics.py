@@ -74,6 +74,7 @@ class RecordFile:
         rows: records in it.
         sorted: whether its footer says that `row_id` ascends.
         text_ids: whether row_ids are strings, and not int64.
+        thresholds: whether a record may be one of a threshold sample.
     """
 
     run: int
@@ -85,6 +86,7 @@ class RecordFile:
     rows: int
     sorted: bool
     text_ids: bool
+    thresholds: bool
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,11 @@ class Dynamics:
     def text_ids(self) -> bool:
         """Whether row_ids are strings, and not int64."""
         return self.files[0].text_ids
+
+    @property
+    def thresholds(self) -> bool:
+        """Whether a record may be one of a threshold sample."""
+        return any(file.thresholds for file in self.files)
 
     def missing(self) -> list[tuple[int, int]]:
         """Run and epoch of those that no file has."""
@@ -205,6 +212,7 @@ def _record_file(place: Place) -> RecordFile:
             told = _footer_of(schema, where)
             _check_columns(schema, where)
             epoch = _epoch_of(file, where)
+            thresholds = _values_of(file, "threshold") != {False}
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"not a whole Parquet file ({str(error).splitlines()[0]})",
@@ -228,6 +236,7 @@ def _record_file(place: Place) -> RecordFile:
         footer.num_rows,
         bool(told.get("sorted", False)),
         not pa.types.is_integer(schema.field("row_id").type),
+        footer.num_rows > 0 and thresholds,
     )
 
 
@@ -285,16 +294,8 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def _epoch_of(file: pq.ParquetFile, where: str) -> int | None:
-    """The one epoch of a file, from its statistics if it has them; None if it has no rows."""
-    leaf = [file.schema.column(i).path for i in range(len(file.schema))].index("epoch")
-    found: set[int] = set()
-    for group in range(file.num_row_groups):
-        known = file.metadata.row_group(group).column(leaf).statistics
-        if known is not None and known.has_min_max and known.null_count == 0:
-            found |= {known.min, known.max}
-        else:
-            values = file.read_row_group(group, columns=["epoch"]).column(0)
-            found |= {-1 if v is None else v for v in pc.unique(values).to_pylist()}
+    """The one epoch of a file; None if it has no rows."""
+    found = _values_of(file, "epoch")
     if len(found) > 1:
         raise UserError(
             f"column epoch holds {min(found)} to {max(found)}: expected one epoch in a file",
@@ -302,6 +303,21 @@ def _epoch_of(file: pq.ParquetFile, where: str) -> int | None:
             mend="write a file for every epoch",
         )
     return int(found.pop()) if found else None
+
+
+def _values_of(file: pq.ParquetFile, name: str) -> set[int]:
+    """Least and greatest value of a column in each row group, by the footer if it says; -1 for
+    null."""
+    leaf = [file.schema.column(i).path for i in range(len(file.schema))].index(name)
+    found: set[int] = set()
+    for group in range(file.num_row_groups):
+        known = file.metadata.row_group(group).column(leaf).statistics
+        if known is not None and known.has_min_max and known.null_count == 0:
+            found |= {known.min, known.max}
+        else:
+            values = file.read_row_group(group, columns=[name]).column(0)
+            found |= {-1 if v is None else v for v in pc.unique(values).to_pylist()}
+    return found
 
 
 def write_records(place: Place, records: pa.Table, told: dict[str, Any]) -> None:

@@ -180,20 +180,16 @@ def read_blocks(
 
 
 def _take(streams: list[Stream], rows: int, workers: int) -> list[Taken]:
-    """The next records of every stream that belong to rows all of whose records are at hand."""
-    short = [s for s in streams if not s.ended and len(s.ids) < (rows + 1) // 2]
+    """The next records of every stream, of rows all of whose records are at hand."""
+    going = [stream for stream in streams if stream.next_id is not None]
+    short = [stream for stream in going if len(stream.ids) < (rows + 1) // 2]
     while True:
         in_threads(Stream.fill, short, workers)
-        # An empty batch says nothing of what comes.
-        short = [s for s in streams if not s.ended and not len(s.ids)]
-        if short:
-            continue
-        going = [s for s in streams if not s.ended]
-        limit = min((s.last() for s in going), default=None)
-        counts = [len(s.ids) if limit is None else s.below(limit) for s in streams]
+        limit = min((s.next_id for s in going if s.next_id is not None), default=None)
+        counts = [stream.below(limit) for stream in streams]
         if any(counts) or limit is None:
             return [s.take(count) for s, count in zip(streams, counts, strict=True) if count]
-        short = [s for s in going if s.last() == limit]
+        short = [stream for stream in going if stream.next_id == limit]
 
 
 def _block(dynamics: Dynamics, names: list[str], taken: list[Taken], workers: int) -> Block:

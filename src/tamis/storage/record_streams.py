@@ -71,40 +71,52 @@ class Stream:
     Attributes:
         file: where they come from.
         ids: of the records that are read and not yet taken.
-        ended: whether no more can be read.
+        next_id: row_id of the record after them; None if there is none.
     """
 
     def __init__(self, file: RecordFile, names: list[str], opener: Opener) -> None:
         self.file, self.names = file, names
-        self.ended = False
+        self.next_id: int | str | None = None
         self.ids: Ids = ids_of(pa.array([], pa.large_string() if file.text_ids else pa.int64()))
-        self._values: list[Column] = [np.zeros(0, KINDS[name]) for name in names]
+        self._values: list[Column] = [_fixed(np.zeros(0, KINDS[name])) for name in names]
         self._opener = opener
         self._batches = opener(["row_id", *names])
-        self._read = 0  # records so far
+        self._ahead: tuple[Ids, list[Column]] = (self.ids, self._values)
+        self._read = 0  # records so far, with those ahead
         self._steps: _Forward | None = None
+        self.fill()
 
     def fill(self) -> None:
         """Read one more batch."""
-        batch = _next(self._batches, self.file)
-        if batch is None:
-            self.ended = True
-            return
-        ids = ids_of(_whole(batch["row_id"], "row_id", self.file, self._read))
-        wrong = first_descent(ids, self.ids[-1:])
-        if wrong >= 0:
-            raise UserError(
-                f"its footer says that row_id ascends, but record {self._read + wrong} does not",
-                where=self.file.path,
-                mend="sort the file, or leave `sorted` out of its footer",
-            )
-        new = [column_of(batch, name, self.file, self._read) for name in self.names]
-        self._read += len(ids)
-        self.ids = joined([self.ids, ids])
-        self._values = [np.concatenate(pair) for pair in zip(self._values, new, strict=True)]
+        ids, values = self._ahead
+        if len(self.ids):
+            self.ids = _fixed(joined([self.ids, ids]))
+            pairs = zip(self._values, values, strict=True)
+            self._values = [_fixed(np.concatenate(pair)) for pair in pairs]
+        else:
+            self.ids, self._values = ids, values
+        ids, values = ids[:0], [array[:0] for array in values]
+        while not len(ids) and (batch := _next(self._batches, self.file)) is not None:
+            ids = ids_of(_whole(batch["row_id"], "row_id", self.file, self._read))
+            wrong = first_descent(ids, self.ids[-1:])
+            if wrong >= 0:
+                raise UserError(
+                    f"its footer says that row_id ascends, but record {self._read + wrong} does "
+                    "not",
+                    where=self.file.path,
+                    mend="sort the file, or leave `sorted` out of its footer",
+                )
+            values = [column_of(batch, name, self.file, self._read) for name in self.names]
+            self._read += len(ids)
+        self._ahead = ids, values
+        self.next_id = None
+        if len(ids):
+            self.next_id = int(ids[0]) if isinstance(ids, np.ndarray) else ids[0].as_py()
 
     def below(self, limit: Any) -> int:
-        """Records at hand whose row_id is smaller."""
+        """Records at hand whose row_id is smaller; all of them if there is no limit."""
+        if limit is None:
+            return len(self.ids)
         if isinstance(self.ids, np.ndarray):
             return int(np.searchsorted(self.ids, limit))
         low, high = 0, len(self.ids)
@@ -116,14 +128,9 @@ class Stream:
                 high = middle
         return low
 
-    def last(self) -> Any:
-        """Row_id of the last record at hand."""
-        found = self.ids[len(self.ids) - 1]
-        return found.as_py() if isinstance(found, pa.Scalar) else int(found)
-
     def take(self, count: int) -> Taken:
         """The next records."""
-        first = self._read - len(self.ids)
+        first = self._read - len(self._ahead[0]) - len(self.ids)
         taken = Taken(self, first, self.ids[:count], [v[:count] for v in self._values])
         self.ids = self.ids[count:]
         self._values = [values[count:] for values in self._values]
@@ -177,7 +184,7 @@ def _next(batches: Iterator[pa.RecordBatch], file: RecordFile) -> pa.RecordBatch
 def ids_of(column: pa.Array) -> Ids:
     """Row_ids as int64 or large_string."""
     if pa.types.is_integer(column.type):
-        return column.cast(pa.int64()).to_numpy(zero_copy_only=False)
+        return _fixed(column.cast(pa.int64()).to_numpy(zero_copy_only=False))
     return column.cast(pa.large_string())
 
 
@@ -191,7 +198,7 @@ def column_of(batch: pa.RecordBatch, name: str, file: RecordFile, begin: int) ->
     kind = pa.from_numpy_dtype(KINDS[name])
     safe = not pa.types.is_floating(kind)  # a float64 may be rounded
     values = _whole(batch[name], name, file, begin).cast(kind, safe=safe)
-    return np.asarray(values.to_numpy(zero_copy_only=False))
+    return _fixed(values.to_numpy(zero_copy_only=False))
 
 
 def _whole(column: pa.Array, name: str, file: RecordFile, begin: int) -> pa.Array:
@@ -203,6 +210,13 @@ def _whole(column: pa.Array, name: str, file: RecordFile, begin: int) -> pa.Arra
             mend="write nan where a number is unknown",
         )
     return column
+
+
+def _fixed(array: Ids) -> Ids:
+    """The array, not to be written to, as those on Arrow's memory: one type for kernels."""
+    if isinstance(array, np.ndarray):
+        array.flags.writeable = False
+    return array
 
 
 def joined(parts: list[Ids]) -> Ids:
