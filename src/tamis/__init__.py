@@ -11,15 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "DynamicsCallback",
+    "DynamicsRecorder",
     "Recipe",
     "RunError",
     "UserError",
     "__version__",
     "check",
+    "dynamics",
     "load_recipe",
+    "record_partial_fit",
+    "record_trainer",
     "run",
     "score",
     "sql",
+    "threshold_samples",
     "what_if",
 ]
 
@@ -31,11 +37,21 @@ if TYPE_CHECKING:
     from tamis.flows.differences import Difference
     from tamis.flows.direct import Result
     from tamis.recipe import Recipe, load_recipe
+    from tamis.scoring.recorder import DynamicsRecorder
+    from tamis.scoring.recorder_lightning import DynamicsCallback
+    from tamis.scoring.recorder_sklearn import record_partial_fit
+    from tamis.scoring.recorder_transformers import record_trainer
+    from tamis.scoring.threshold_samples import threshold_samples
     from tamis.storage.errors import RunError, UserError
 
 _LAZY = {
+    "DynamicsCallback": "tamis.scoring.recorder_lightning",
+    "DynamicsRecorder": "tamis.scoring.recorder",
     "Recipe": "tamis.recipe",
     "load_recipe": "tamis.recipe",
+    "record_partial_fit": "tamis.scoring.recorder_sklearn",
+    "record_trainer": "tamis.scoring.recorder_transformers",
+    "threshold_samples": "tamis.scoring.threshold_samples",
     "RunError": "tamis.storage.errors",
     "UserError": "tamis.storage.errors",
 }
@@ -172,6 +188,41 @@ def check(
     return check_texts(
         as_texts(texts, text), str(place), threshold=threshold, text=text, workspace=where
     )[0]
+
+
+def dynamics(
+    folder: "str | Path | list[str | Path]", *, skip_epochs: int = 0, until: int | None = None
+) -> "DataFrame":
+    """Score rows by the records of their training, without a corpus: ``tamis dynamics``.
+
+    Args:
+        folder: of training records; several are runs of one training set.
+        skip_epochs: epochs at the beginning that do not count.
+        until: the last epoch that counts, from 0.
+
+    Returns:
+        A polars DataFrame by ascending ``row_id``: ``aum``, ``confidence``, ``variability``,
+        ``correctness``, ``forgetting``, ``el2n``, ``loss`` (mean), ``last_loss``, as
+        `tamis.scoring.training_dynamics` defines them, means over the runs that have the row as an
+        ordinary one; null where there is none. ``updates`` and ``epochs`` count those of all runs.
+
+    Raises:
+        UserError: if there are no records, or a file is damaged or not in the format.
+
+    Example:
+        >>> import tempfile, polars, tamis
+        >>> from tamis.scoring.logged_logits import import_logits
+        >>> home = tempfile.TemporaryDirectory()
+        >>> logged = {"row_id": [7], "epoch": [0], "logits": [[2.0, 1.0, 0.0]], "label": [0]}
+        >>> polars.DataFrame(logged).write_parquet(f"{home.name}/logged.parquet")
+        >>> made = import_logits(f"{home.name}/logged.parquet", f"{home.name}/records")
+        >>> tamis.dynamics(f"{home.name}/records")["aum"].to_list()
+        [1.0]
+    """
+    from tamis.flows.dynamics import chosen, scores_of
+
+    folders = [str(one) for one in folder] if isinstance(folder, list) else str(folder)
+    return scores_of(chosen(folders, skip_epochs, until))[0]
 
 
 def what_if(

@@ -67,12 +67,13 @@ def run(folder: Path, table: pa.Table, *stages: dict[str, Any], add: Any = (), *
     """Run stages on a table; later ones see what the first leaves."""
     folder.mkdir(parents=True, exist_ok=True)
     rows_per_group = more.pop("rows_per_group", 50)
+    roles = {"text": "text", "id": "id", **more.pop("roles", {})}
     pq.write_table(table, folder / "in.parquet", row_group_size=rows_per_group)
     result = tamis.run(
         {
             "corpus": {
                 "path": str(folder / "in.parquet"),
-                "roles": {"text": "text", "id": "id"},
+                "roles": roles,
                 "shard_bytes": 1,
             },
             "stages": list(stages),

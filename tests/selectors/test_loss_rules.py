@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tamis
-from tamis.selectors.loss_rules import DynamicLossWeight, HighLoss, loss_weights
+from tamis.selectors.loss_rules import DynamicLossWeight, HighLoss, SmallLoss, loss_weights
 from tamis.storage.catalog import query
 from tests.selectors.test_budgets import corpus, run  # noqa: F401
 from tests.selectors.test_sera import MARGINS, Columns, select
@@ -137,3 +137,35 @@ def test_equal_losses_all_stay() -> None:
     """Their mean, rounded, may lie above them: 0.1 + 0.1 + 0.1 is more than 0.3."""
     kept, _, _ = select(HighLoss(by="m"), [0.1] * 3, [None] * 3)
     assert kept == [0, 1, 2]
+
+
+@given(
+    rows=st.lists(st.tuples(MARGINS, st.sampled_from(["a", "b", None])), max_size=20),
+    budget=st.one_of(st.integers(0, 9), st.floats(0, 1)),
+    per=st.sampled_from([None, "g"]),
+)
+def test_small_loss_is_plain_python(rows: list[Any], budget: Any, per: Any) -> None:
+    losses, groups = [m for m, _ in rows], [g for _, g in rows]
+    stage = SmallLoss(
+        by="m", per=per, **{"rows" if isinstance(budget, int) else "fraction": budget}
+    )
+    kept, drops, ids = select(stage, losses, groups)
+    expected: set[int] = set()
+    for group in {*groups} if per else {None}:
+        mine = [i for i in range(len(rows)) if per is None or groups[i] == group]
+        scored = [i for i in mine if losses[i] is not None and not math.isnan(losses[i])]
+        many = budget if isinstance(budget, int) else math.floor(budget * len(mine) + 1e-9)
+        expected |= set(sorted(scored, key=lambda i: (losses[i], ids[i]))[:many])
+    assert set(kept) == expected
+    missing = [i for i, m in enumerate(losses) if m is None or math.isnan(m)]
+    no_score = [r for r, why in zip(drops.rows, drops.reason, strict=True) if why == 1]
+    assert no_score == missing
+
+
+def test_small_loss_is_the_opposite_of_high_loss(corpus: Path, tmp_path: Path) -> None:  # noqa: F811
+    kept, result = run(corpus, tmp_path, {"operator": "small_loss", "by": "score", "fraction": 0.5})
+    scores = pq.read_table(corpus).to_pandas()["score"].dropna().sort_values()
+    assert sorted(kept["score"]) == sorted(scores[:200])
+    assert result.manifest["rows"]["dropped"]["small_loss:no_score"] == 6
+    with pytest.raises(tamis.UserError, match="either rows or fraction"):
+        run(corpus, tmp_path, {"operator": "small_loss", "by": "score"})

@@ -1,6 +1,6 @@
 """Scores that are arithmetic on columns which earlier stages left, such as sums of log-probs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +12,9 @@ from tamis.scoring.operator import RowScorer
 from tamis.storage.errors import UserError
 
 Float64s = npt.NDArray[np.float64]
+
+#: Numbers of lists turned into float64 at a time: 32 MB.
+_BLOCK = 1 << 22
 
 
 class ColumnScorer(RowScorer):
@@ -88,7 +91,9 @@ def vectors(batch: pa.RecordBatch, name: str) -> Float64s:
         pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
     )
     if not listed or not (
-        pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
+        pa.types.is_floating(kind.value_type)
+        or pa.types.is_integer(kind.value_type)
+        or pa.types.is_boolean(kind.value_type)
     ):
         raise UserError(f"{name}: expected lists of numbers, found {kind}")
     there = np.asarray(column.is_valid())
@@ -103,6 +108,22 @@ def vectors(batch: pa.RecordBatch, name: str) -> Float64s:
     flat = lists.flatten().cast(pa.float64(), safe=False)
     matrix[there] = np.asarray(pc.fill_null(flat, float("nan"))).reshape(len(lists), size)
     return matrix
+
+
+def vector_blocks(batch: pa.RecordBatch, name: str) -> Iterator[tuple[slice, Float64s]]:
+    """As `vectors`, a few rows at a time where there are many numbers in each.
+
+    Yields:
+        The rows, and their matrix; all matrices of one width, but for rows that are all null.
+    """
+    column = batch[name]
+    width = 1
+    if not pa.types.is_null(column.type):
+        vectors(batch.slice(0, 1), name)  # says what is wrong with the type
+        width = pc.max(pc.list_value_length(column)).as_py() or 1
+    height = max(1, _BLOCK // width)
+    for begin in range(0, batch.num_rows, height):
+        yield slice(begin, begin + height), vectors(batch.slice(begin, height), name)
 
 
 def at_level(

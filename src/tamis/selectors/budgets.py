@@ -99,6 +99,29 @@ class ScoreBudget(Budget):
         drops.reason = missing.astype(np.int32)
         return drops
 
+    def best(
+        self,
+        table: Table,
+        order: Literal["highest", "lowest"],
+        rows: int | None,
+        share: float | None,
+    ) -> Drops:
+        """What keeping so many of the best rows (of each group) drops; ties by row_id."""
+        value = self.scores(table)
+        group = self.groups(table)
+        missing = np.isnan(value)
+        merit = np.where(missing, 0.0, value if order == "lowest" else -value)
+        sorted_rows = np.lexsort((table.copy, table.id_lo, table.id_hi, merit, missing, group))
+        within, last = first_of_groups(
+            sorted_rows, group, lambda _, size: wanted(size, rows, share)
+        )
+        kept = np.zeros(len(value), np.bool_)
+        kept[sorted_rows] = within
+        kept &= ~missing
+        threshold = np.full(len(value), np.nan)
+        threshold[sorted_rows] = np.where(last >= 0, value[sorted_rows[last]], np.nan)
+        return self.drops(value, kept, threshold)
+
 
 def wanted(size: int, rows: int | None, fraction: float | None) -> int:
     """Rows that a group of some size keeps."""
@@ -139,20 +162,7 @@ class Top(ScoreBudget):
     _one_budget = model_validator(mode="after")(one_budget)
 
     def select(self, table: Table) -> Drops:
-        value = self.scores(table)
-        group = self.groups(table)
-        missing = np.isnan(value)
-        merit = np.where(missing, 0.0, value if self.order == "lowest" else -value)
-        order = np.lexsort((table.copy, table.id_lo, table.id_hi, merit, missing, group))
-        within, last = first_of_groups(
-            order, group, lambda _, size: wanted(size, self.rows, self.fraction)
-        )
-        kept = np.zeros(len(value), np.bool_)
-        kept[order] = within
-        kept &= ~missing
-        threshold = np.full(len(value), np.nan)
-        threshold[order] = np.where(last >= 0, value[order[last]], np.nan)
-        return self.drops(value, kept, threshold)
+        return self.best(table, self.order, self.rows, self.fraction)
 
 
 class Quantile(ScoreBudget):

@@ -1,8 +1,8 @@
-"""What a corpus's own losses decide: rows of high loss are kept, or all rows are weighed by it.
+"""What a corpus's own losses decide: rows of high or of low loss are kept, or all are weighed.
 
 Two opposite uses of loss go by names of their own: `high_loss` keeps what a model finds hard,
-because what it knows teaches nothing; keeping what it finds easy, because the rest is noise, is
-small-loss selection, and not here.
+because what it knows teaches nothing; `small_loss` keeps what it finds easy, because the rest is
+likely to be labelled wrong.
 """
 
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tamis.selectors.budgets import NO_SCORE, Float64s, ScoreBudget, group_quantile
+from tamis.selectors.budgets import NO_SCORE, Float64s, ScoreBudget, group_quantile, one_budget
 from tamis.selectors.table import Table, as_floats
 from tamis.selectors.table_scorer import TableScorer
 from tamis.storage.corpus import BATCH_ROWS
@@ -68,6 +68,34 @@ class HighLoss(ScoreBudget):
         drops.reasons = ["", NO_SCORE]
         drops.reason = (~scored[lost]).astype(np.int32)
         return drops
+
+
+class SmallLoss(ScoreBudget):
+    """Keep the rows with the lowest loss: those whose label a model finds easy; ties by row_id.
+
+    Models fit right labels before wrong ones, so that a high loss early in training is a sign of a
+    wrong label (and of a hard row, which goes as well). The opposite of `high_loss`. It may be the
+    loss of training or `label_loss`, that of models which did not see the row. With `per` the
+    label's column, every class keeps its share: classes hard to learn are not emptied.
+    """
+
+    operator: Literal["small_loss"] = "small_loss"
+    by: str = Field(default="training_loss", description="the loss: a score or numeric column")
+    rows: int | None = Field(default=None, ge=0, description="rows to keep (in each group)")
+    fraction: float | None = Field(
+        default=None, ge=0, le=1, description="share to keep: 1 less the share of wrong labels"
+    )
+
+    version: ClassVar[int] = 1
+    paper: ClassVar[str] = (
+        "Han et al. 2018, Co-teaching: robust training of deep neural networks with extremely "
+        "noisy labels (small-loss selection)"
+    )
+
+    _one_budget = model_validator(mode="after")(one_budget)
+
+    def select(self, table: Table) -> Drops:
+        return self.best(table, "lowest", self.rows, self.fraction)
 
 
 Strategy = Literal["linupper", "mid", "upper", "extremes"]

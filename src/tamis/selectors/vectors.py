@@ -22,7 +22,8 @@ class Vectors:
     """Vectors in canonical order, which is by row_id and copy.
 
     Attributes:
-        matrix: float32 ``(n, d)``, rows of length one; a vector of zeros stays as it is.
+        matrix: float32 ``(n, d)``, rows of length one unless they were asked for as they are; a
+            vector of zeros stays as it is.
         rows: int64 ``(n,)``, the row of the table that each belongs to.
     """
 
@@ -30,12 +31,13 @@ class Vectors:
     rows: Int64s
 
 
-def vectors_of(table: Table, name: str) -> Vectors:
+def vectors_of(table: Table, name: str, unit: bool = True) -> Vectors:
     """The vectors in a column of a table.
 
     Args:
         name: a signal of an earlier stage or a column of the corpus: lists of numbers, all of one
             length.
+        unit: whether to bring each to length one.
 
     Raises:
         UserError: naming the row, if a vector is null, of another length, or not finite.
@@ -57,7 +59,8 @@ def vectors_of(table: Table, name: str) -> Vectors:
         matrix = np.empty((0, 1), np.float32)
     rows = np.lexsort((table.copy, table.id_lo, table.id_hi)).astype(np.int64)
     matrix = matrix[rows]
-    normalise(matrix)
+    if unit:
+        normalise(matrix)
     return Vectors(matrix, rows)
 
 
