@@ -68,6 +68,7 @@ from tamis.selectors import (  # noqa: F401
     label_review,
     label_weight,
     loss_rules,
+    mixture_rules,
     near_dedup,
     ngram_likelihood,
     probe,
@@ -84,6 +85,8 @@ from tamis.selectors import (  # noqa: F401
     subclasses,
     substring_dedup,
     topics,
+    training_dynamics,
+    turn,
     where,
 )
 from tamis.storage.errors import UserError
