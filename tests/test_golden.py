@@ -149,6 +149,13 @@ OF_LABELS = (
     *("confidence_weighted_entropy", "label_entropy", "label_loss", "max_softmax"),
     *("normalized_margin", "self_confidence", "training_loss"),
 )
+#: Operators on a score of two components.
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixture_posterior": {"by": "score", "distribution": "beta"},
+    "mixture_threshold": {"by": "score", "per": "label"},
+    "loss_gate": {"by": "score"},
+    "turn": {"by": "score", "threshold": 0.8},
+}
 #: Operators that look for the n-grams of a benchmark.
 OVERLAPS = ("contamination", "decontaminate")
 
@@ -183,6 +190,8 @@ def digest_of_operator(name: str) -> str:
         return digest_of_overlap(name)
     if name in LABEL_ACTIONS:
         return digest_of_label_action(name)
+    if name in MIXTURES:
+        return digest_of_mixtures(name)
     with tempfile.TemporaryDirectory() as folder:
         path = write_corpus(Path(folder) / "in.parquet", TEXTS)
         table = pl.read_parquet(path).with_columns(number=pl.int_range(pl.len()) * 37 % 101)
@@ -376,6 +385,36 @@ def digest_of_label_action(name: str) -> str:
         ]
         assert len(set(map(repr, scores))) == count
         return digest_of([repr(row) for row in [*scores, *decisions]])
+
+
+def digest_of_mixtures(name: str) -> str:
+    """What is made of a score of two components, but for the last bits."""
+    draws = np.random.default_rng(12)
+    score = np.r_[draws.beta(2, 10, 400), draws.beta(8, 3, 150), np.nan]
+    labels = draws.choice(["a", "b", "c"], len(score), p=[0.5, 0.3, 0.2])
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_corpus(Path(folder) / "in.parquet", [f"text {n}" for n in range(len(score))])
+        columns = {"score": score, "label": labels}
+        pl.read_parquet(path).with_columns(
+            **{k: pl.Series(v) for k, v in columns.items()}
+        ).write_parquet(path)
+        roles = {"text": "text", "id": "id", "label": "label"}
+        result = tamis.run(
+            {
+                "corpus": {"path": str(path), "roles": roles},
+                "stages": [{"operator": name, **MIXTURES[name]}],
+                "workspace": f"{folder}/work",
+            }
+        )
+        if name == "mixture_posterior":
+            sql = "SELECT round(mixture_posterior, 6) FROM scores ORDER BY row_id"
+            rows = query(result.workspace, sql)[1]
+        else:
+            found = result.decisions.sort("id_hi").collect()
+            figures = pl.col("value", "threshold").round(6)
+            rows = found.select("id_hi", "action", "reason", figures).rows()
+        assert len(set(rows)) > 100
+        return digest_of([repr(row) for row in rows])
 
 
 def digest_of_overlap(name: str) -> str:
