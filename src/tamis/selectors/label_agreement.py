@@ -21,8 +21,8 @@ class LabelAgreement(TableScorer):
     """Share of the k nearest rows that have a row's label (0 to 1); low: probably a wrong label.
 
     Nearest by the cosine of embeddings, exactly, among all other rows; ties by row_id. A neighbour
-    counts by its cosine (not below 0), or, with `weights: uniform`, as every other. The class that most
-    neighbours have, or weigh for, is left as text, ties by the class that comes first. A row
+    counts by its cosine (not below 0), or, with `weights: uniform`, as every other. The class that
+    most neighbours have, or weigh for, is left as text, ties by the class that comes first. A row
     without neighbours has neither: the only row, or one whose vector is zeros.
 
     Every pair of rows is compared, so the time grows with the square of the rows.
