@@ -22,7 +22,7 @@ NUMBERS = ("label_logit", "other_logit", "loss", "label_prob", "entropy", "el2n"
 #: A label that losses leave out, as PyTorch's cross_entropy does: rows with it are not recorded.
 IGNORED = -100
 #: Logits worked on at a time on a processor: more leave its cache.
-_CACHED = 1 << 20
+_CACHED = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -194,45 +194,56 @@ def tensor_records(logits: "Tensor", labels: "Tensor") -> "tuple[Tensor, Tensor]
         a row with a nan that is a class whose logit is one.
     """
     import torch
-
-    rows = max(1, _CACHED // logits.shape[1])
-    if logits.device.type != "cpu" or rows >= len(logits):
-        return _tensor_records(logits, labels)
-    blocks = (slice(begin, begin + rows) for begin in range(0, len(logits), rows))
-    numbers, others = zip(*(_tensor_records(logits[b], labels[b]) for b in blocks), strict=True)
-    return torch.cat(numbers), torch.cat(others)
-
-
-def _tensor_records(logits: "Tensor", labels: "Tensor") -> "tuple[Tensor, Tensor]":
-    import torch
     from torch.nn.functional import softplus
 
-    if not len(logits):
-        return logits.new_empty((0, len(NUMBERS))), labels
     label = labels[:, None]
     own = logits.gather(1, label)
-    rest = logits.scatter(1, label, -torch.inf)
-    other = _argmax(rest)[:, None]
-    best = rest.gather(1, other)
+    best, other, log_total, length, mean = _without_label(logits, label)
     other = torch.where(best == -torch.inf, (label == 0).to(torch.int64), other)
-    # The softmax without the label, whose odds against it keep their digits where one of the two
-    # is almost all there is.
-    q = torch.softmax(rest, 1)
-    # What the softmax's own sum over many classes is wrong by, as this one is in pairs.
-    whole = q.sum(1, keepdim=True)
-    log_total = best - (q.gather(1, other) / whole).log()
-    length = torch.linalg.vector_norm(q, dim=1, keepdim=True) / whole
-    # Minus infinity times probability 0 would be nan.
-    mean = q.mul_(rest.clamp_min_(torch.finfo(torch.float32).min)).sum(1, keepdim=True) / whole
+    # The odds of the label against the rest keep their digits where one of the two is almost all
+    # there is.
     odds = own - log_total
     loss = softplus(-odds)
     prob, missing = torch.sigmoid(odds), torch.sigmoid(-odds)
     entropy = prob * loss + missing * (softplus(odds) + log_total - mean)
     el2n = missing * torch.sqrt(1 + length * length)
     numbers = torch.cat([own, best, loss, prob, entropy.clamp_min_(0), el2n], 1)
-    unknown = ~(own.isfinite() & best.isfinite())
-    numbers[:, 2:].masked_fill_(unknown, torch.nan)
+    numbers[:, 2:].masked_fill_(~(own.isfinite() & best.isfinite()), torch.nan)
     return numbers, other[:, 0]
+
+
+def _without_label(logits: "Tensor", label: "Tensor") -> "tuple[Tensor, ...]":
+    """Of the classes but the label, each ``(n, 1)``: the largest logit, where it is, the logarithm
+    of the sum of exponentials, and of their softmax the length and the mean logit."""
+    import torch
+
+    rows, classes = logits.shape
+    if logits.device.type == "cpu":
+        rows = max(1, min(rows, _CACHED // classes))
+    rest, q = logits.new_empty((rows, classes)), logits.new_empty((rows, classes))
+    least = torch.finfo(logits.dtype).min
+    found: list[tuple[Tensor, ...]] = []
+    for begin in range(0, len(logits), max(1, rows)):
+        block = slice(begin, begin + rows)
+        z = rest[: len(label[block])]
+        p = q[: len(z)]
+        z.copy_(logits[block]).scatter_(1, label[block], -torch.inf)
+        other = _argmax(z)[:, None]
+        best = z.gather(1, other)
+        torch.softmax(z, 1, out=p)
+        # What the softmax's own sum over many classes is wrong by, as this one is in pairs.
+        whole = p.sum(1, keepdim=True)
+        log_total = best - (p.gather(1, other) / whole).log()
+        length = torch.linalg.vector_norm(p, dim=1, keepdim=True) / whole
+        # Minus infinity times probability 0 would be nan.
+        mean = p.mul_(z.clamp_min_(least)).sum(1, keepdim=True) / whole
+        found.append((best, other, log_total, length, mean))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        none = logits.new_empty((0, 1))
+        return none, label, none, none, none
+    return tuple(torch.cat(column) for column in zip(*found, strict=True))
 
 
 def _argmax(rest: "Tensor") -> "Tensor":

@@ -26,6 +26,9 @@ ELR_CLAMP = 1e-4
 #: A column that varies less than this share of the one that varies most holds rounding only.
 _ROUNDING = 1e-6
 
+#: Steps of an epoch at least: with fewer, few rows would hardly be learnt from.
+_STEPS = 16
+
 Loss = Literal["cross_entropy", "gce", "elr"]
 
 
@@ -43,7 +46,7 @@ class Training:
         learning_rate: of Adam, the same throughout.
         weight_decay: share of every weight (not of biases) that a step takes off, times
             `learning_rate` (decoupled, Loshchilov and Hutter 2019).
-        batch_rows: rows of a step.
+        batch_rows: rows of a step at most; fewer where an epoch would have fewer than 16 steps.
         seed: of the first weights; a linear probe begins at zero.
     """
 
@@ -226,11 +229,12 @@ def train(
     decay = np.float32(1 - how.learning_rate * how.weight_decay)
     # Before anything was said of a row its target is zero, as in the authors' public code.
     targets = np.zeros((len(rows), classes), np.float32) if how.loss == "elr" else None
+    size = min(how.batch_rows, -(-len(rows) // _STEPS))
     steps = 0
     for epoch in range(how.epochs):
         places = order(epoch)
-        for begin in range(0, len(places), how.batch_rows):
-            batch = places[begin : begin + how.batch_rows]
+        for begin in range(0, len(places), size):
+            batch = places[begin : begin + size]
             activations = probe.activations(matrix[rows[batch]])
             logits = activations[-1]
             if seen is not None:
