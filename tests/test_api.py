@@ -79,6 +79,8 @@ def test_a_recipe_without_output_scores_only(tmp_path: Path) -> None:
     assert result.manifest["rows"] == {
         "in": 10,
         "kept": 10,
+        "relabelled": 0,
+        "in_review": 0,
         "dropped": {},
         "quarantined": 0,
         "generated": 0,

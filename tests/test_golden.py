@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import tamis
@@ -102,12 +103,24 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "sera": {"by": "number", "fraction": 0.4, "order": "middle", "high_quantile": 0.9},
     "high_loss": {"by": "number"},
     "dynamic_loss_weight": {"by": "number", "strategy": "mid"},
+    "small_loss": {"by": "number", "fraction": 0.4},
+    "late_stopping_prune": {"by": "number", "fraction": 0.3},
+    "aum_threshold": {"quantile": 0.8},
+    "confident_learning": {},
+    "label_agreement": {"embedding": "vector"},
     "topics": {"topics": {"letters": ["alphabet", "a letter"], "web": ["cookies", "a page"]}},
 }
 #: Stages before it, and columns to look at: cosines and exponentials differ in the last bits
 #: between processors.
 BEFORE = {"topics": [{"operator": "embedding", "precision": "float32"}]}
-COLUMNS = {"topics": ["topic"], "dynamic_loss_weight": ["round(dynamic_loss_weight, 9)"]}
+COLUMNS = {
+    "topics": ["topic"],
+    "dynamic_loss_weight": ["round(dynamic_loss_weight, 9)"],
+    "confident_learning": [
+        "confident_learning_error",
+        "round(confident_learning_class_noise + confident_learning, 9)",
+    ],
+}
 
 
 #: Operators that cut text, whose columns say what they do.
@@ -122,6 +135,20 @@ NGRAM_MODELS = {
     "ngram_likelihood": "target_logp, target_bytes, general_logp, general_tokens",
     "cross_entropy_difference": "cross_entropy_difference",
 }
+#: Operators that act on rows whose label is probably wrong.
+LABEL_ACTIONS: dict[str, dict[str, Any]] = {
+    "label_errors": {"by": "p", "threshold": 0.6, "votes": {"number": {"low": 9}}},
+    "relabel": {"by": "p", "threshold": 0.3, "confidence": 0.5},
+    "label_weight": {"by": "p", "floor": 0.1},
+    "label_review": {"by": "p", "rows": 12},
+    "label_corrections": {"new_classes": True},
+}
+#: Operators on what probes leave of labelled rows, beside those in `SELECTORS`.
+OF_LABELS = (
+    *("aum", "data_map", "early_learning_target", "el2n", "forgetting", "late_stopping"),
+    *("confidence_weighted_entropy", "label_entropy", "label_loss", "max_softmax"),
+    *("normalized_margin", "self_confidence", "training_loss"),
+)
 #: Operators on a score of two components.
 MIXTURES: dict[str, dict[str, Any]] = {
     "mixture_posterior": {"by": "score", "distribution": "beta"},
@@ -147,6 +174,8 @@ def digest_of_operator(name: str) -> str:
         return digest_of_pairs()
     if name == "contamination_hits":
         return digest_of_hits()
+    if name in OF_LABELS:
+        return digest_of_label_scores(name)
     if issubclass(cls, ColumnScorer):
         return digest_of_scores(cls(**SCORERS.get(name, {})))
     if issubclass(cls, RowScorer):
@@ -159,6 +188,8 @@ def digest_of_operator(name: str) -> str:
         return digest_of_columns(name)
     if name in OVERLAPS:
         return digest_of_overlap(name)
+    if name in LABEL_ACTIONS:
+        return digest_of_label_action(name)
     if name in MIXTURES:
         return digest_of_mixtures(name)
     with tempfile.TemporaryDirectory() as folder:
@@ -166,6 +197,14 @@ def digest_of_operator(name: str) -> str:
         table = pl.read_parquet(path).with_columns(number=pl.int_range(pl.len()) * 37 % 101)
         vectors = np.random.default_rng(4).integers(-9, 10, (len(table), 5))
         table = table.with_columns(vector=pl.Series(vectors.tolist()))
+        roles = {"text": "text", "id": "id"}
+        if "label" in cls.roles:
+            table, roles = (
+                table.with_columns(label=pl.col("number") % 3),
+                {**roles, "label": "label"},
+            )
+        if name in ("aum_threshold", "confident_learning"):
+            table = table.hstack(pl.from_arrow(of_probes(len(table))).drop("probe_logits"))
         table.write_parquet(path)
         table[::9].with_columns(pl.col("text") + "!").write_parquet(f"{folder}/reference.parquet")
         write_corpus(Path(folder) / "known.parquet", KNOWN)
@@ -175,7 +214,7 @@ def digest_of_operator(name: str) -> str:
         params = json.loads(given)
         result = tamis.run(
             {
-                "corpus": {"path": str(path), "roles": {"text": "text", "id": "id"}},
+                "corpus": {"path": str(path), "roles": roles},
                 "stages": [*BEFORE.get(name, []), {"operator": name, **params}],
                 "workspace": f"{folder}/work",
             }
@@ -213,6 +252,44 @@ def digest_of_scores(scorer: ColumnScorer) -> str:
         assert len(set(column)) > 2
         assert None in column
     return digest_of([[value and f"{value:.9g}" for value in column] for column in found.values()])
+
+
+def of_probes(rows: int) -> pa.Table:
+    """Made-up columns as `probe` leaves them: two runs of four epochs, three classes."""
+    random = np.random.default_rng(7)
+    seen = random.integers(0, 3, (rows, 8))
+    seen[::9] = 0
+    logits = random.normal(size=(rows, 8, 3))
+    probs = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
+    label = random.integers(0, 3, rows)
+    margin = np.where(seen > 0, random.normal(size=(rows, 8)), np.nan)
+    matrices = {
+        "margin": (margin, pa.float32()),
+        "label_prob": (np.where(seen > 0, probs[np.arange(rows), :, label], np.nan), pa.float32()),
+        "loss": (np.abs(margin), pa.float32()),
+        "el2n": (np.abs(margin) / 4, pa.float32()),
+        "correct": (np.where(seen > 0, margin > 0, -1), pa.int8()),
+        "updates": (seen, pa.int32()),
+        "ordinary": (random.random((rows, 2)) < 0.8, pa.bool_()),
+        "logits": (logits.reshape(rows, -1), pa.float32()),
+        "probs": (probs[:, 0], pa.float32()),
+    }
+    columns = {f"probe_{n}": pa.array(m.tolist(), pa.list_(k)) for n, (m, k) in matrices.items()}
+    aum = pa.array(random.normal(size=(rows, 2)).tolist(), pa.list_(pa.float64()))
+    codes = pa.array(label, pa.int32(), mask=random.random(rows) < 0.05)
+    return pa.table({**columns, "probe_label": codes, "aum_by_run": aum})
+
+
+def digest_of_label_scores(name: str) -> str:
+    """Scores of made-up outputs of probes, but for the last bits."""
+    scorer = operators()[name]()
+    assert isinstance(scorer, RowScorer)
+    (batch,) = of_probes(80).to_batches()
+    rows = [row.values() for row in scorer.compute(batch).to_pylist()]
+    for column in zip(*rows, strict=True):
+        assert len(set(map(repr, column))) > 2
+        assert None in column or isinstance(column[0], list)
+    return digest_of([[f"{v:.9g}" if isinstance(v, float) else repr(v) for v in r] for r in rows])
 
 
 def digest_of_vectors() -> str:
@@ -263,6 +340,51 @@ def digest_of_columns(name: str) -> str:
         for column in zip(*rows, strict=True):
             assert len(set(column)) > 1
         return digest_of([repr(row) for row in rows])
+
+
+def digest_of_label_action(name: str) -> str:
+    """What an operator decides of rows with made-up judgements of their labels."""
+    count = 60
+    given = [i * 7 % 3 for i in range(count)]
+    probs = [[(i * k % 5 + 1) / 16 for k in (1, 2)] for i in range(count)]
+    table = pa.table(
+        {
+            "id": [f"r{i}" for i in range(count)],
+            "label": ["abc"[code] for code in given],
+            "p": [(i * 37 % 64) / 64 if i % 9 else None for i in range(count)],
+            "number": [i % 12 for i in range(count)],
+            "probe_label": given,
+            "probe_probs": [[*p, 1 - sum(p)] if i % 8 else None for i, p in enumerate(probs)],
+            "probe_suggested": ["abc"[i % 3] if i % 7 else None for i in range(count)],
+            "probe_suggested_prob": [(i % 8) / 8 for i in range(count)],
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        pq.write_table(table, f"{folder}/in.parquet")
+        params = dict(LABEL_ACTIONS[name])
+        recipe: dict[str, Any] = {
+            "corpus": {"path": f"{folder}/in.parquet", "roles": {"id": "id", "label": "label"}},
+            "stages": [],
+            "workspace": f"{folder}/work",
+        }
+        if name == "label_corrections":
+            _, ids = query(tamis.run(recipe).workspace, "SELECT row_id FROM rows ORDER BY row_id")
+            said = [("keep", ""), ("relabel", "d"), ("drop", ""), ("", "a"), ("", "")]
+            lines = [f"{row},{','.join(said[i % 5])}" for i, (row,) in enumerate(ids)]
+            params["path"] = f"{folder}/said.csv"
+            Path(params["path"]).write_text("\n".join(["row_id,verdict,label", *lines]))
+        result = tamis.run({**recipe, "stages": [{"operator": name, **params}]})
+        fields = set()
+        if name != "label_errors":
+            fields = set(operators()[name](**params).fields().names)  # type: ignore[attr-defined]
+        told = ", ".join(f"round({f}, 9)" if "informa" in f else f for f in sorted(fields))
+        _, scores = query(result.workspace, f"SELECT row_id, {told} FROM scores ORDER BY row_id")
+        decisions = [
+            tuple(round(part, 9) if isinstance(part, float) else part for part in row)
+            for row in decisions_of(result)
+        ]
+        assert len(set(map(repr, scores))) == count
+        return digest_of([repr(row) for row in [*scores, *decisions]])
 
 
 def digest_of_mixtures(name: str) -> str:

@@ -18,6 +18,7 @@ __all__ = [
     "UserError",
     "__version__",
     "check",
+    "dynamics",
     "load_recipe",
     "record_partial_fit",
     "record_trainer",
@@ -187,6 +188,41 @@ def check(
     return check_texts(
         as_texts(texts, text), str(place), threshold=threshold, text=text, workspace=where
     )[0]
+
+
+def dynamics(
+    folder: "str | Path | list[str | Path]", *, skip_epochs: int = 0, until: int | None = None
+) -> "DataFrame":
+    """Score rows by the records of their training, without a corpus: ``tamis dynamics``.
+
+    Args:
+        folder: of training records; several are runs of one training set.
+        skip_epochs: epochs at the beginning that do not count.
+        until: epochs of a run, those skipped included, after which none counts.
+
+    Returns:
+        A polars DataFrame by ascending ``row_id``: ``aum``, ``confidence``, ``variability``,
+        ``correctness``, ``forgetting``, ``el2n``, ``loss`` (mean), ``last_loss``, as
+        `tamis.scoring.training_dynamics` defines them, means over the runs that have the row as an
+        ordinary one; null where there is none. ``updates`` and ``epochs`` count those of all runs.
+
+    Raises:
+        UserError: if there are no records, or a file is damaged or not in the format.
+
+    Example:
+        >>> import tempfile, polars, tamis
+        >>> from tamis.scoring.logged_logits import import_logits
+        >>> home = tempfile.TemporaryDirectory()
+        >>> logged = {"row_id": [7], "epoch": [0], "logits": [[2.0, 1.0, 0.0]], "label": [0]}
+        >>> polars.DataFrame(logged).write_parquet(f"{home.name}/logged.parquet")
+        >>> made = import_logits(f"{home.name}/logged.parquet", f"{home.name}/records")
+        >>> tamis.dynamics(f"{home.name}/records")["aum"].to_list()
+        [1.0]
+    """
+    from tamis.flows.dynamics import chosen, scores_of
+
+    folders = [str(one) for one in folder] if isinstance(folder, list) else str(folder)
+    return scores_of(chosen(folders, skip_epochs, until))[0]
 
 
 def what_if(

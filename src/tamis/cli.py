@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from tamis import __version__
-from tamis.commands import looking, running, scoring
+from tamis.commands import dynamics, looking, running, scoring
 
 app = typer.Typer(
     name="tamis",
@@ -24,6 +24,8 @@ for command in (
     running.plan,
     running.dedup,
     scoring.score,
+    dynamics.dynamics,
+    dynamics.import_dynamics,
     running.embed,
     running.select,
     looking.calibrate,

@@ -68,6 +68,7 @@ def summary(result: "Result") -> dict[str, Any]:
         },
         "output": str(result.output) if result.output else None,
         "workspace": str(result.workspace),
+        "review": {stage: list(map(str, paths)) for stage, paths in result.queues.items()},
         "seconds": round(result.seconds, 3),
         "peak_memory": result.peak_memory,
         "memory_bound": result.memory_bound,
@@ -75,6 +76,8 @@ def summary(result: "Result") -> dict[str, Any]:
 
 
 def show(result: "Result") -> None:
+    from tamis.storage.dataset import certificates, marked_rows
+
     rows = result.manifest["rows"]
     whole = max(1, rows["in"])
 
@@ -88,11 +91,10 @@ def show(result: "Result") -> None:
             *(line(f"dropped: {reason}", count) for reason, count in rows["dropped"].items()),
             *([line("quarantined", rows["quarantined"])] if rows["quarantined"] else []),
             line("kept", rows["kept"]),
+            *(line(f"of these {name}", count) for name, count in marked_rows(rows).items()),
             *([line("generated", rows["generated"])] if rows["generated"] else []),
         ],
     )
-    from tamis.storage.dataset import certificates
-
     for certified in certificates(result.manifest, texts=True):
         say(certified)
 
@@ -105,6 +107,8 @@ def hints(result: "Result", row_id: str | None) -> None:
         files = result.manifest["files"]
         size = show_bytes(sum(entry["bytes"] for entry in files))
         say(f"\ndataset  {result.output} ({len(files)} Parquet files, {size})")
+    for stage, paths in result.queues.items():
+        say(f"review   {paths[0]} ({stage}: fill it in for label_corrections)")
     say(f"ledger   {home / 'ledger'}")
     say(f"catalog  {home / 'catalog.duckdb'}")
     say(
@@ -119,8 +123,12 @@ def hints(result: "Result", row_id: str | None) -> None:
 
 def tell(row: dict[str, Any], head: str) -> None:
     say(f"{head} {row['row_id']} (copy {row['copy']})")
-    if row["action"] == "keep":
-        say("  kept")
+    if row["action"] in ("keep", "relabel", "review"):
+        told = {"keep": "", "relabel": ", relabelled", "review": ", in review"}[row["action"]]
+        by = f" by {row['stage']}" if row["stage"] else ""
+        say(f"  kept{told}{by}")
+        if row["weight"] != 1:
+            say(f"  weight     {figure(row['weight'])}")
     elif row["action"] == "generate":
         say(f"  made by {row['stage']}")
     else:
@@ -141,6 +149,9 @@ def tell(row: dict[str, Any], head: str) -> None:
             f"  rule       {rule['rule'] or row['stage']}: value {figure(rule['value'])}, "
             f"threshold {figure(rule['threshold'])}"
         )
+    if row["label"] is not None:
+        given = str(row["given_label"])
+        say(f"  label      {row['label']}{f' (given: {given})' if row['label'] != given else ''}")
     for name, value in (row["scores"] or {}).items():
         say(f"  score      {name} = {'not evaluated' if value is None else figure(value)}")
     if row["text"] is not None:
@@ -165,6 +176,7 @@ def tell_difference(found: "Difference", examples: int) -> None:
             *(row(f"dropped: {name}", *counts) for name, counts in found.dropped.items()),
             *(row(f"not evaluated: {s}", 0, count) for s, count in found.not_evaluated.items()),
             *(row(f"kept: {name}", n, found.after[name]) for name, n in found.before.items()),
+            *(row(f"of these {name}", *counts) for name, counts in found.marked.items()),
         ],
     )
     if found.domains:
@@ -270,7 +282,7 @@ def tell_known(found: "DataFrame", rows: int, threshold: float) -> None:
 def _fate(row: dict[str, Any]) -> str:
     """What a run decided on a row, in words."""
     if row["action"] != "drop":
-        return "kept" if row["action"] == "keep" else ""
+        return "kept" if row["action"] in ("keep", "relabel", "review") else ""
     if row["partner"] is None:
         return f"dropped by {row['reason']}"
     source = f" of {row['partner_source']}" if row["partner_source"] is not None else ""

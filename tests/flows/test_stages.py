@@ -67,6 +67,8 @@ def test_rows_that_a_stage_refuses_are_quarantined(
     assert run.manifest["rows"] == {
         "in": 6,
         "kept": 2,
+        "relabelled": 0,
+        "in_review": 0,
         "dropped": {"where:long": 2},
         "quarantined": 2,
         "generated": 0,

@@ -21,6 +21,9 @@ Stages = list[dict[str, Any]]
 #: What a run computes beside the data; everything in these folders is compared byte by byte.
 SIDECARS = ("ids", "signals", "scores", "decisions", "edges", "ledger")
 
+#: Actions of rows that stay.
+STAYS = ("keep", "relabel", "review")
+
 STAGES: Stages = [
     {"operator": "text_stats"},
     {"operator": "where", "keep": {"short": "words >= 8", "long": "words <= 55"}},
@@ -247,17 +250,20 @@ def check_balance(workspace: Path, output: Path | None) -> dict[str, Any]:
         assert [row["row"] for row in decisions] == list(range(shard["rows"]))
         assert {row["shard"] for row in decisions} in ({shard["shard"]}, {shard["digest"]})
         actions = Counter(row["action"] for row in decisions)
-        assert set(actions) <= {"keep", "drop", "quarantine"}
+        assert set(actions) <= {*STAYS, "drop", "quarantine"}
+        stays = sum(actions[action] for action in STAYS)
         reasons = Counter(row["reason"] for row in decisions if row["action"] == "drop")
         assert None not in reasons, "a row was dropped without a reason"
-        assert shard["rows"] == (actions["keep"] + sum(reasons.values()) + actions["quarantine"])
-        assert all(row["repeat"] == (row["action"] == "keep") for row in decisions)
+        assert shard["rows"] == (stays + sum(reasons.values()) + actions["quarantine"])
+        assert all(row["repeat"] == (row["action"] in STAYS) for row in decisions)
+        assert all(row["weight"] == 0 for row in decisions if row["action"] not in STAYS)
         ledger.update({f"drop {reason}": count for reason, count in reasons.items()})
-        ledger.update(keep=actions["keep"], quarantine=actions["quarantine"])
-        kept_by_shard[shard["shard"]] = actions["keep"]
+        ledger.update(quarantine=actions["quarantine"], **{a: actions[a] for a in STAYS})
+        kept_by_shard[shard["shard"]] = stays
         in_shards_by_source[shard["source"]] += shard["rows"]
 
-    assert ledger["keep"] == rows["kept"]
+    assert sum(ledger[action] for action in STAYS) == rows["kept"]
+    assert (ledger["relabel"], ledger["review"]) == (rows["relabelled"], rows["in_review"])
     assert {
         name.removeprefix("drop "): count
         for name, count in ledger.items()
@@ -275,7 +281,7 @@ def check_balance(workspace: Path, output: Path | None) -> dict[str, Any]:
             for row in decisions:
                 assert (row["action"], row["repeat"], row["weight"]) == ("generate", 1, 1.0)
                 parent = row["parent_hi"], row["parent_lo"], row["parent_copy"]
-                assert keys[parent] in ("keep", "drop"), "a parent that is no row of the corpus"
+                assert keys[parent] in (*STAYS, "drop"), "a parent that is no row of the corpus"
                 assert key_of(row) not in keys, "a new row has the id of another"
                 keys[key_of(row)] = "generate"
             generated.append(shard["rows"])

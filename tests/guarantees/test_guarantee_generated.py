@@ -107,6 +107,8 @@ def test_conservation_with_new_rows(models: dict[str, str], tmp_path: Path) -> N
     assert manifest["rows"] == {
         "in": 20,
         "kept": 12,
+        "relabelled": 0,
+        "in_review": 0,
         "dropped": {"where": 7},
         "quarantined": 1,
         "generated": 7,
@@ -137,9 +139,12 @@ def test_a_run_that_loses_a_new_row_fails_and_publishes_nothing(
 
 
 def test_written_rows_are_kept_and_new_ones() -> None:
-    balance = Balance(10, 6, {"a": 3}, 1, generated=2, written=7)
+    marked = {"relabel": 2, "review": 0}
+    balance = Balance(10, 6, marked, {"a": 3}, 1, generated=2, written=7)
     with pytest.raises(tamis.RunError, match="8 rows should have been written, 7 were"):
-        balance.check(expected_generated=2, expected_written=8)
+        balance.check(marked, expected_generated=2, expected_written=8)
+    with pytest.raises(tamis.RunError, match="3 rows were marked relabel, the ledger holds 2"):
+        balance.check({"relabel": 3}, expected_generated=2, expected_written=7)
 
 
 def made_by(workspace: Path, output: Path) -> dict[Any, tuple[Any, ...]]:

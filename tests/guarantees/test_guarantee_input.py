@@ -332,6 +332,8 @@ def test_line_ends_and_byte_order_marks_are_not_data(
     assert manifest_of(out)["rows"] == {
         "in": 30,
         "kept": 30,
+        "relabelled": 0,
+        "in_review": 0,
         "dropped": {},
         "quarantined": 0,
         "generated": 0,

@@ -278,6 +278,8 @@ def test_a_run_writes_the_best_pairs_beside_the_kept_rows(
     assert manifest["rows"] == {
         "in": 10,
         "kept": 4,
+        "relabelled": 0,
+        "in_review": 0,
         "dropped": {"top": 6},
         "quarantined": 0,
         "generated": 5,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tamis.commands.figures import tell_figures, told_figures
 from tamis.commands.options import (
     AsJson,
     Format,
@@ -21,7 +22,7 @@ from tamis.commands.options import (
     workspace_at,
 )
 from tamis.commands.recipes import execute, recipe_for, stages_before, with_limits, workspace_beside
-from tamis.console import figure, say, summary, table
+from tamis.console import say, summary
 
 if TYPE_CHECKING:
     from tamis.recipe import Recipe
@@ -107,9 +108,9 @@ def score(
     with open_catalog(home) as connection:
         figures = figures_of(connection, view, scores)
     if as_json:
-        print(json.dumps({**summary(result), "scores": _told(figures)}))
+        print(json.dumps({**summary(result), "scores": told_figures(figures)}))
         return
-    _tell_figures(figures)
+    tell_figures(figures)
     say(f"{view:<8} {home / view}")
     if scores:
         order = f"ORDER BY {scores[0]} DESC LIMIT 5"
@@ -135,26 +136,12 @@ def _score_stored(
         with whole_file(out) as temporary:
             found.write_parquet(temporary)
     if as_json:
-        print(json.dumps({"rows": len(found), "scores": _told(figures)}))
+        print(json.dumps({"rows": len(found), "scores": told_figures(figures)}))
         return
-    _tell_figures(figures)
+    tell_figures(figures)
     if out is not None:
         say(f"scores   {out}")
     say(f"to select by them, put `- operator: {name}` into the recipe: only it is computed anew")
-
-
-_FIGURES = ("score", "rows", "min", "mean", "p5", "median", "p95", "max")
-
-
-def _told(figures: list[list[Any]]) -> list[dict[str, Any]]:
-    return [dict(zip(_FIGURES, f, strict=True)) for f in figures]
-
-
-def _tell_figures(figures: list[list[Any]]) -> None:
-    table(
-        ("score", "rows", "min", "mean", "5 %", "median", "95 %", "max"),
-        [[str(f[0]), f"{f[1]:,}", *(figure(v) for v in f[2:])] for f in figures],
-    )
 
 
 def _roles_of(stages: list[dict[str, Any]], columns: dict[str, str]) -> dict[str, str | None]:

@@ -13,25 +13,32 @@ import xxhash
 
 from tamis.flows.steps import Decided, Generated, Run
 from tamis.selectors.reference import told_references
-from tamis.storage.columns import Mask
+from tamis.storage.columns import Beside, Mask
 from tamis.storage.corpus import Shard
-from tamis.storage.files import digest_of, whole_file
+from tamis.storage.files import digest_of, keep_json, whole_file
 from tamis.storage.hashing import hash_batch
 from tamis.storage.kernels import in_threads
 from tamis.storage.ledger import (
     DECISION,
+    DROPPED,
     GENERATED,
+    IN_REVIEW,
+    KEPT,
     OUTSIDE,
     PARENT,
     QUARANTINED,
+    RELABELLED,
     RULES,
+    STAYS,
     Drops,
+    Float64s,
 )
-from tamis.storage.places import Place, parquet_file, place_errors, shown
+from tamis.storage.places import Place, absolute, parquet_file, place_errors, shown
 from tamis.storage.sidecar import PLACE, Part, sidecar_once, sidecar_path
 
-_LEDGER_VERSION = 4
-_DROP_COLUMNS = (
+_LEDGER_VERSION = 5
+_TOLD_COLUMNS = (
+    "action",
     "stage",
     "reason",
     "value",
@@ -65,34 +72,54 @@ def _reason(stage: str, name: str) -> str:
     return f"{stage}:{name}" if name else stage
 
 
-def write_ledger(run: Run) -> list[Place]:
-    """One decision for every row, shard by shard.
+def write_ledger(run: Run) -> tuple[list[Place], Beside]:
+    """One decision for every row, shard by shard; also where the weights of rows lie.
 
     A shard's part rests on what was decided of its own rows only, so that it stays as it is where
     new shards change nothing of that.
     """
 
-    def work(shard: Shard) -> Place:
-        drops = drops_in(run, run.rows.of(shard))
-        key = digest_of(
-            [_LEDGER_VERSION, shard.digest, run.rows.digest(shard), _digest(run, shard, drops)]
-        )
+    weight = weights(run)
+
+    def work(shard: Shard) -> tuple[Place, str]:
+        here = run.rows.of(shard)
+        told, mine = told_in(run, here), None if weight is None else weight[here]
+        parts = [_LEDGER_VERSION, shard.digest, run.rows.digest(shard), _digest(run, shard, told)]
+        if mine is not None:
+            parts.append(xxhash.xxh3_128_hexdigest(mine.data))
+        key = digest_of(parts)
         path = sidecar_path(run.workspace / "ledger", shard, key)
-        sidecar_once(path, shard, key, DECISION, lambda: _decisions_of(run, shard, drops))
-        return path
+        sidecar_once(path, shard, key, DECISION, lambda: _decisions_of(run, shard, told, mine))
+        return path, key
 
     if not run.corpus.shards:
         path = run.workspace / "ledger" / "empty.parquet"
         with whole_file(path) as temporary:
             pq.write_table(pa.schema([*PLACE, *DECISION]).empty_table(), temporary)
-        return [path]
-    return in_threads(work, run.corpus.shards, run.runner.workers)
+        paths, steps = [path], []
+    else:
+        found = in_threads(work, run.corpus.shards, run.runner.workers)
+        paths, steps = [path for path, _ in found], [key for _, key in found]
+    home = absolute(run.workspace)
+    results = keep_json(home / "orders", {"folder": str(home / "ledger"), "steps": steps})
+    return paths, Beside(results=results, column="weight")
 
 
-def _digest(run: Run, shard: Shard, drops: pa.Table) -> str:
-    """Of a shard's part of `drops_in`, wherever in the corpus the shard stands."""
-    inside = pa.array(drops["position"].to_numpy() - run.rows.of(shard).start)
-    return _table_digest(drops.set_column(0, "position", inside))
+def _digest(run: Run, shard: Shard, told: pa.Table) -> str:
+    """Of a shard's part of `told_in`, wherever in the corpus the shard stands."""
+    inside = pa.array(told["position"].to_numpy() - run.rows.of(shard).start)
+    return _table_digest(told.set_column(0, "position", inside))
+
+
+def weights(run: Run) -> Float64s | None:
+    """The product of the weights that markers give every row of the corpus; None if none does."""
+    weighed = [marked.weighed for marked in run.marked if len(marked.weighed[0])]
+    if not weighed:
+        return None
+    found = np.ones(len(run.kept))
+    for rows, weight in weighed:
+        found[rows] *= weight
+    return found
 
 
 def _table_digest(table: pa.Table) -> str:
@@ -160,6 +187,44 @@ def ledger_counts(paths: list[Place]) -> dict[str, int]:
     return dict(counts)
 
 
+def marked_rows_of(run: Run) -> dict[str, int]:
+    """Rows that stay, by what the last marker says of them."""
+    found = dict.fromkeys((RELABELLED, IN_REVIEW), 0)
+    seen = ~run.kept
+    for marked in reversed(run.marked):
+        new = ~seen[marked.rows]
+        seen[marked.rows] = True
+        for entry in marked.told["action"].filter(pa.array(new)).value_counts().to_pylist():
+            found[entry["values"]] += entry["counts"]
+    return found
+
+
+def told_in(run: Run, here: slice) -> pa.Table:
+    """What there is to tell of a run of rows beside that they are kept, by position: what dropped
+    them, or what the last marker that acted on them says.
+    """
+    drops = drops_in(run, here)
+    parts = [drops]
+    seen = ~run.kept[here]
+    for marked in reversed(run.marked):
+        first, last = np.searchsorted(marked.rows, [here.start, here.stop]).tolist()
+        rows = marked.rows[first:last]
+        new = np.flatnonzero(~seen[rows - here.start])
+        seen[rows - here.start] = True
+        told = marked.told.slice(first, last - first).take(pa.array(new))
+        stage = pa.repeat(marked.stage, len(new))
+        own = {
+            "position": pa.array(rows[new]),
+            "action": told["action"],
+            "stage": stage,
+            "reason": stage,
+            **{name: told[name] for name in ("value", "threshold", "rules")},
+        }
+        columns = [own.get(f.name, pa.nulls(len(new), f.type)) for f in drops.schema]
+        parts.append(pa.table(columns, schema=drops.schema))
+    return pa.concat_tables(parts).sort_by("position").combine_chunks()
+
+
 def drops_in(run: Run, here: slice) -> pa.Table:
     """All stages' drops in a run of rows, by position; a row is dropped by one stage at most."""
     parts = []
@@ -172,6 +237,9 @@ def drops_in(run: Run, here: slice) -> pa.Table:
             pa.table(
                 {
                     "position": drops.rows,
+                    "action": pa.repeat(
+                        QUARANTINED if decided.quarantined else DROPPED, len(drops.rows)
+                    ),
                     "stage": stage.take(pa.array(np.zeros(len(drops.rows), np.int8))),
                     "reason": names.take(pa.array(drops.reason)),
                     "value": pa.array(drops.value, from_pandas=True),
@@ -181,14 +249,12 @@ def drops_in(run: Run, here: slice) -> pa.Table:
                     ),
                     **_partners(run, drops),
                     "similarity": pa.array(drops.similarity, from_pandas=True),
-                    "quarantined": np.full(len(drops.rows), decided.quarantined),
                 }
             )
         )
     if not parts:
-        names_only = [f for f in DECISION if f.name in _DROP_COLUMNS]
-        marked = pa.field("quarantined", pa.bool_())
-        return pa.schema([pa.field("position", pa.int64()), *names_only, marked]).empty_table()
+        columns = [pa.field(f.name, f.type) for f in DECISION if f.name in _TOLD_COLUMNS]
+        return pa.schema([pa.field("position", pa.int64()), *columns]).empty_table()
     return pa.concat_tables(parts).sort_by("position").combine_chunks()
 
 
@@ -208,7 +274,9 @@ def _partners(run: Run, drops: Drops) -> dict[str, pa.Array]:
     }
 
 
-def _decisions_of(run: Run, shard: Shard, part: pa.Table) -> Iterator[Part]:
+def _decisions_of(
+    run: Run, shard: Shard, part: pa.Table, weight: Float64s | None
+) -> Iterator[Part]:
     here = run.rows.of(shard)
     count = shard.rows
     at = np.zeros(count, np.int64)
@@ -218,18 +286,17 @@ def _decisions_of(run: Run, shard: Shard, part: pa.Table) -> Iterator[Part]:
     absent[inside] = False
     taken = part.take(pa.array(at, mask=absent))
     unusable = run.rows.unusable[here]
-    refused = np.asarray(pc.fill_null(taken["quarantined"], False))
-    action = np.where(unusable | refused, 2, np.where(absent, 0, 1))
-    actions = pa.array(["keep", "drop", QUARANTINED]).take(pa.array(action))
-    kept = (action == 0).astype(np.int32)
+    told = pc.fill_null(taken["action"], KEPT)
+    actions = pc.if_else(pa.array(unusable), QUARANTINED, told)
+    kept = np.asarray(pc.is_in(actions, value_set=pa.array(STAYS))).astype(np.int32)
     columns = {
+        **{name: taken[name] for name in _TOLD_COLUMNS},
         "id_hi": pa.array(run.rows.id_hi[here]),
         "id_lo": pa.array(run.rows.id_lo[here]),
         "copy": pa.array(run.rows.copy[here]),
         "action": actions,
         "repeat": pa.array(kept),
-        "weight": pa.array(kept.astype(np.float64)),
-        **{name: taken[name] for name in _DROP_COLUMNS},
+        "weight": pa.array(kept.astype(np.float64) if weight is None else kept * weight),
         **{field.name: pa.nulls(count, field.type) for field in PARENT},
     }
     table = pa.table({name: columns[name] for name in DECISION.names}, schema=DECISION)
@@ -297,6 +364,7 @@ def stage_reports(run: Run) -> list[dict[str, Any]]:
     lost = groups_lost_whole(run)
     decided = {d.stage: d for d in run.decided}
     generated = {g.stage: g for g in run.generated}
+    marked = {m.stage: m for m in run.marked}
     reports = []
     for stage in run.recipe.stages:
         report: dict[str, Any] = {"stage": stage.stage, **stage.key_parts()}
@@ -307,6 +375,9 @@ def stage_reports(run: Run) -> list[dict[str, Any]]:
             report["report"] = found.drops.report
             if stage.stage in lost:
                 report["groups_lost_later"] = lost[stage.stage]
+        if stage.stage in marked:
+            report["marked"] = marked[stage.stage].counts
+            report["report"] = marked[stage.stage].report
         if stage.stage in generated:
             made = generated[stage.stage]
             report["generated"] = len(made.parents)

@@ -9,6 +9,7 @@ from prefect.settings.context import get_current_settings
 
 from tamis.flows.direct import Result
 from tamis.flows.look_alikes import look_alikes
+from tamis.storage.dataset import marked_rows
 from tamis.storage.places import absolute, shown
 
 #: Pairs of near-duplicates that are shown.
@@ -41,6 +42,7 @@ def rows_table(result: Result) -> list[dict[str, Any]]:
         **{f"dropped: {reason}": count for reason, count in rows["dropped"].items()},
         "quarantined": rows["quarantined"],
         "kept": rows["kept"],
+        **{f"of these {name}": count for name, count in marked_rows(rows).items()},
         **({"generated": rows["generated"]} if rows.get("generated") else {}),
     }
     return [

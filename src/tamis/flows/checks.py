@@ -18,6 +18,7 @@ from tamis.scoring.operator import (
 )
 from tamis.selectors.generator import Generator
 from tamis.selectors.labels import is_label
+from tamis.selectors.marker import Marker
 from tamis.selectors.selector import TableOperator
 from tamis.selectors.table import is_number
 from tamis.selectors.table_scorer import TableScorer
@@ -37,6 +38,8 @@ LIST_NUMBERS = 1024
 KNOWN_BYTES = 72
 #: Of every row, while a stage sees the table: id, copy, marks, place, and what dropped it.
 ROW_BYTES = 70
+#: Of every row that markers act on, with what each of some detectors voted.
+MARK_BYTES = 120
 #: Resident bytes of a further process with the same imports and kernels, measured alike.
 PROCESS_BYTES = 320 << 20
 
@@ -130,6 +133,14 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                     mend="put `- operator: embedding` before it",
                 )
         if isinstance(stage, Generator):
+            markers = [s.stage for s in recipe.stages if isinstance(s, Marker)]
+            if markers:
+                raise UserError(
+                    f"stages[{index}] ({stage.stage}) makes rows, and {markers[0]} marks rows of "
+                    "the corpus, which new ones are not",
+                    where=where,
+                    mend="mark labels and make rows in two runs",
+                )
             stage.source({s.stage: s for s in recipe.stages[:index]})
             _check_generated(recipe, schema)
         if isinstance(stage, Scorer):
@@ -159,6 +170,40 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                 where=where,
                 mend="give the score another name, as in `add: {margin_of_policy: margin}`",
             )
+    _check_marked(recipe, schema)
+
+
+def _check_marked(recipe: Recipe, schema: pa.Schema) -> None:
+    """Whether the columns that markers add to the dataset have names of their own."""
+    weights: set[str] = set()
+    added = recipe.output.added if recipe.output is not None else {}
+    for index, stage in enumerate(recipe.stages):
+        if not isinstance(stage, Marker):
+            continue
+        here = f"stages[{index}] ({stage.stage})"
+        for parameter, name in (("given", stage.given_as()), ("column", stage.weight_as())):
+            if name is not None and (name in schema.names or name in added):
+                raise UserError(
+                    f"{here} adds the column {name!r} to the dataset, a name that is taken already",
+                    where="recipe",
+                    mend=f"give the stage another, as in `{parameter}: {name}_2`",
+                )
+        weight = stage.weight_as()
+        weights |= set() if weight is None else {weight}
+        if len(weights) > 1:
+            raise UserError(
+                f"{here}: the weights of all stages are one column of the dataset, which is called "
+                f"{' and '.join(sorted(weights))}",
+                where="recipe",
+                mend="give the stages the same `column`",
+            )
+    given = {s.given_as() for s in recipe.stages if isinstance(s, Marker)} & weights
+    if given:
+        raise UserError(
+            f"labels and weights cannot both be the column {given.pop()!r} of the dataset",
+            where="recipe",
+            mend="give one of the stages another name for its column",
+        )
 
 
 def _check_generated(recipe: Recipe, schema: pa.Schema) -> None:
@@ -285,6 +330,7 @@ def memory_needed(recipe: Recipe, corpus: Corpus, workers: int) -> tuple[int, st
     scorers = [stage for stage in recipe.stages if isinstance(stage, RowScorer)]
     fixed += (1 + others) * sum(stage.memory() for stage in scorers)
     fixed += KNOWN_BYTES * corpus.rows * any(stage.costly for stage in scorers)
+    fixed += MARK_BYTES * corpus.rows * sum(isinstance(s, Marker) for s in recipe.stages)
     lengths = vector_lengths(recipe, corpus.schema)
     needs = {
         stage.stage: table_memory(stage, corpus.rows, corpus.bytes, lengths)

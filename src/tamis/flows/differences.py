@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tamis.flows.account import drops_in, reasons_dropped
+from tamis.flows.account import drops_in, marked_rows_of, reasons_dropped
 from tamis.flows.steps import Run
 from tamis.flows.what_if import Alternative, Past
 from tamis.scoring.evaluate import evaluate
@@ -144,6 +144,7 @@ class Difference:
         before, after: rows kept, and their characters and tokens where these are known.
         gained, lost: the same of the rows that only one of the two keeps.
         dropped: by reason, rows dropped before and after.
+        marked: by action of markers, rows kept before and after.
         not_evaluated: by stage, rows that it would have to see first.
         domains: by domain, what is kept before and after; None without a domain role.
         tokens_by: score that tokens are counted by; None if no stage counts them.
@@ -158,6 +159,7 @@ class Difference:
     gained: dict[str, int]
     lost: dict[str, int]
     dropped: dict[str, tuple[int, int]]
+    marked: dict[str, tuple[int, int]]
     not_evaluated: dict[str, int]
     domains: dict[str, tuple[dict[str, int], dict[str, int]]] | None
     tokens_by: str | None
@@ -262,6 +264,10 @@ class Difference:
                 name: {"before": before, "after": after}
                 for name, (before, after) in self.dropped.items()
             },
+            "marked": {
+                name: {"before": before, "after": after}
+                for name, (before, after) in self.marked.items()
+            },
             "domains": None if self.domains is None else named,
             "tokens_by": self.tokens_by,
             "notes": self.notes,
@@ -288,6 +294,7 @@ def difference(past: Past, other: Alternative, changes: Mapping[str, Any]) -> Di
             here = sizes.domain == at
             domains[name] = (sizes.sums(old.kept & here), sizes.sums(new.kept & here))
     before, after = reasons_dropped(old), reasons_dropped(new)
+    marked = marked_rows_of(new)
     return Difference(
         changes=changes,
         rows_in=old.corpus.rows + old.corpus.unread_rows,
@@ -299,6 +306,9 @@ def difference(past: Past, other: Alternative, changes: Mapping[str, Any]) -> Di
             name: (before.get(name, 0), after.get(name, 0))
             for name in dict.fromkeys([*before, *after])
         },
+        marked={name: (count, marked[name]) for name, count in marked_rows_of(old).items()}
+        if old.marked or new.marked
+        else {},
         not_evaluated={stage: len(rows) for stage, rows in other.waiting.items()},
         domains=domains,
         tokens_by=sizes.tokens_by,

@@ -21,6 +21,7 @@ from tamis.flows.account import (
     domain_counts,
     hide_credentials,
     ledger_counts,
+    marked_rows_of,
     reasons_dropped,
     stage_reports,
     write_generated,
@@ -28,6 +29,7 @@ from tamis.flows.account import (
 )
 from tamis.flows.checks import check_columns, memory_needed
 from tamis.flows.generate import generate, score_generated
+from tamis.flows.queues import write_queues
 from tamis.flows.steps import Run, score, select, set_aside, write_dataset
 from tamis.recipe import Recipe
 from tamis.scoring.operator import RowScorer, Signal
@@ -42,7 +44,15 @@ from tamis.storage.dataset import DatasetWriter, card, check_output, file_entrie
 from tamis.storage.errors import UserError
 from tamis.storage.files import digest_of, locked, write_json
 from tamis.storage.ingest import SOURCE_SCHEMES, open_corpus
-from tamis.storage.ledger import GENERATED, QUARANTINED, Balance
+from tamis.storage.ledger import (
+    DROPPED,
+    GENERATED,
+    IN_REVIEW,
+    QUARANTINED,
+    RELABELLED,
+    STAYS,
+    Balance,
+)
 from tamis.storage.memory import show_bytes, watch_memory
 from tamis.storage.places import STORES, Place, absolute, is_remote, kind_of, place_of, shown
 from tamis.storage.rows import Identify, identify
@@ -59,12 +69,13 @@ class Result:
     """A finished run.
 
     Attributes:
-        manifest: rows in, kept, dropped by reason, quarantined, generated, written; stages;
-            digests.
+        manifest: rows in, kept (of these relabelled, in review), dropped by reason, quarantined,
+            generated, written; stages; digests.
         workspace: folder of sidecars, ledger and catalog.
         output: folder of the dataset, or None.
         peak_memory: resident bytes of the process tree at its highest.
         memory_bound: bytes the run said it might need.
+        queues: by stage that put rows into review, the files to fill in.
         seconds: wall time.
         step_seconds: wall time by step: ``corpus``, the stages, ``ledger``, ``dataset``.
     """
@@ -76,6 +87,7 @@ class Result:
     memory_bound: int
     seconds: float
     step_seconds: dict[str, float]
+    queues: dict[str, list[Place]]
     _ledger: tuple[Place, ...] = field(repr=False)
 
     @property
@@ -85,13 +97,13 @@ class Result:
 
     @property
     def kept(self) -> pl.LazyFrame:
-        """Decisions of the rows that stay."""
-        return self.decisions.filter(pl.col("action") == "keep")
+        """Decisions of the rows that stay, also with another label or in review."""
+        return self.decisions.filter(pl.col("action").is_in(STAYS))
 
     @property
     def dropped(self) -> pl.LazyFrame:
         """Decisions of the rows that were dropped, with reason, value, threshold and partner."""
-        return self.decisions.filter(pl.col("action") == "drop")
+        return self.decisions.filter(pl.col("action") == DROPPED)
 
     @property
     def generated(self) -> pl.LazyFrame:
@@ -147,7 +159,8 @@ def run_recipe(
                 elif isinstance(stage, Generator):
                     generate(run, stage)
         with clock.step("ledger"):
-            ledger = write_ledger(run)
+            ledger, weight = write_ledger(run)
+            queues = write_queues(run)
             lineage = [write_generated(run, made) for made in run.generated]
             made_ledger = [path for paths, _ in lineage for path in paths]
         # The dataset takes its place last: a run that fails before has touched nothing.
@@ -155,9 +168,11 @@ def run_recipe(
             with clock.step("dataset"):
                 if writer is not None:
                     score_generated(run)
-                entries = write_dataset(run, writer) if writer is not None else []
+                entries = write_dataset(run, writer, weight) if writer is not None else []
             manifest = _manifest(run, [*ledger, *made_ledger], entries)
-            write_json(workspace / WORKSPACE_MANIFEST, _with_places(run, manifest, ledger, lineage))
+            write_json(
+                workspace / WORKSPACE_MANIFEST, _with_places(run, manifest, ledger, lineage, queues)
+            )
             watch.sample()
             ended = datetime.now(UTC)
             _note_run(workspace, manifest, started, ended, watch.peak, clock.seconds)
@@ -175,6 +190,7 @@ def run_recipe(
         bound,
         seconds,
         clock.seconds,
+        queues,
         (*ledger, *made_ledger),
     )
 
@@ -373,6 +389,7 @@ def _with_places(
     manifest: dict[str, Any],
     ledger: list[Place],
     lineage: list[tuple[list[Place], list[Place]]],
+    queues: dict[str, list[Place]],
 ) -> dict[str, Any]:
     """The manifest with what the catalog needs: where shards and sidecars lie."""
 
@@ -422,6 +439,7 @@ def _with_places(
         },
         "edges": {d.stage: inside(d.edges) for d in run.decided if d.edges},
         "quarantine": [inside(path) for path in run.quarantine],
+        "review": {stage: [inside(path) for path in paths] for stage, paths in queues.items()},
     }
 
 
@@ -432,19 +450,21 @@ def _manifest(run: Run, ledger: list[Place], entries: list[OutputFile]) -> dict[
     decisions, and written rows from the dataset's files, so that they check one another.
     """
     counts = ledger_counts(ledger)
-    kept = counts.get("keep", 0)
+    kept = sum(counts.get(action, 0) for action in STAYS)
     quarantined = counts.get(QUARANTINED, 0) + run.corpus.unread_rows
     dropped = reasons_dropped(run)
     corpus = run.corpus
     balance = Balance(
         rows_in=corpus.rows + corpus.unread_rows,
         kept=kept,
+        marked={action: counts.get(action, 0) for action in (RELABELLED, IN_REVIEW)},
         dropped=dropped,
         quarantined=quarantined,
         generated=counts.get(GENERATED, 0),
         written=sum(entry.rows for entry in entries),
     )
     balance.check(
+        expected_marked=marked_rows_of(run),
         expected_generated=sum(len(made.parents) for made in run.generated),
         expected_written=kept + balance.generated if entries else 0,
     )

@@ -22,7 +22,7 @@ from tamis.storage.errors import RunError, UserError
 from tamis.storage.files import keep_json, read_json
 from tamis.storage.hashing import hex_ids
 from tamis.storage.kernels import in_threads
-from tamis.storage.ledger import QUARANTINED
+from tamis.storage.ledger import QUARANTINED, STAYS
 from tamis.storage.places import (
     Place,
     absolute,
@@ -277,7 +277,9 @@ def _rows(
         id_hi[here], id_lo[here] = found["id_hi"].to_numpy(), found["id_lo"].to_numpy()
         copy[here] = found["copy"].to_numpy()
         unusable = pc.and_(pc.equal(found["action"], QUARANTINED), pc.is_null(found["stage"]))
-        lost = pc.or_(unusable, pc.is_in(found["stage"], value_set=earlier))
+        gone = pc.invert(pc.is_in(found["action"], value_set=pa.array(STAYS)))
+        gone = pc.and_(gone, pc.is_in(found["stage"], value_set=earlier))
+        lost = pc.or_(unusable, gone)
         kept[here] = ~np.asarray(lost)
 
     in_threads(read, corpus.shards, workers)

@@ -1,7 +1,7 @@
 """The steps of a run, each of which can be called again and does only what is missing."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,12 +11,15 @@ import pyarrow.parquet as pq
 import xxhash
 
 from tamis.flows.earlier import known_pairs
+from tamis.flows.marks import Marked, marks_of
 from tamis.recipe import Recipe
 from tamis.scoring.evaluate import Evaluated, evaluate, located
 from tamis.scoring.operator import RowScorer, Signal
 from tamis.selectors.generator import NewRows
 from tamis.selectors.known_pairs import Known
+from tamis.selectors.marker import Marker
 from tamis.selectors.selector import Selector, TableOperator
+from tamis.selectors.suspicion import BySuspicion
 from tamis.selectors.table import Table, signal_key
 from tamis.selectors.table_scorer import TableScorer, evaluate_table
 from tamis.storage.columns import Beside, Mask, Source, keep_mask
@@ -27,7 +30,7 @@ from tamis.storage.errors import RunError
 from tamis.storage.files import digest_of, whole_file
 from tamis.storage.ingest import UNREAD
 from tamis.storage.kernels import Int64s
-from tamis.storage.ledger import OUTSIDE, RULES, Drops
+from tamis.storage.ledger import DECISION, OUTSIDE, RULES, Drops
 from tamis.storage.places import Place, kind_of, parquet_file, place_errors, shown
 from tamis.storage.rows import Rows, bad_rows, examples_of, rows_of
 from tamis.storage.tasks import Done, Runner
@@ -84,6 +87,7 @@ class Run:
         signals: by selector, where the signals that it asked for lie.
         quarantine: files of rows that cannot be used.
         generated: rows that stages made; later stages do not see them.
+        marked: what markers say of rows, in the order of the stages.
     """
 
     recipe: Recipe
@@ -102,16 +106,12 @@ class Run:
     signals: dict[str, list[Evaluated]] = field(default_factory=dict)
     quarantine: list[Place] = field(default_factory=list)
     generated: list[Generated] = field(default_factory=list)
+    marked: list[Marked] = field(default_factory=list)
 
     @property
     def rewritten(self) -> dict[str, Source]:
         """By column of the corpus, where its values come from that a stage has rewritten."""
-        roles = self.recipe.corpus.roles.columns()
-        return {
-            roles[role]: source
-            for role, source in self.columns.items()
-            if isinstance(source, Beside)
-        }
+        return rewritten_in(self.recipe, self.columns)
 
     def source(self, name: str) -> Source:
         """Where a score or a column of the corpus lies."""
@@ -122,6 +122,12 @@ class Run:
     def advance(self, name: str) -> Done:
         """A callback that reports the rows of every shard that is done."""
         return self.corpus.advance(name, self.progress)
+
+
+def rewritten_in(recipe: Recipe, columns: Mapping[str, Source]) -> dict[str, Source]:
+    """By column of the corpus, where its values come from in place of it, from those of roles."""
+    roles = recipe.corpus.roles.columns()
+    return {roles[role]: s for role, s in columns.items() if isinstance(s, Beside)}
 
 
 def set_aside(run: Run) -> None:
@@ -178,6 +184,7 @@ def score(run: Run, stage: RowScorer | TableScorer) -> None:
             run.advance(stage.stage),
         )
     use(run, evaluated)
+    mark(run, evaluated)
     refused = refuse(run, evaluated)
     if refused is not None:
         rows = rows_of(run.corpus, run.rows, refused.drops.rows, refused.reasons())
@@ -212,6 +219,20 @@ def refuse(run: Run, evaluated: Evaluated) -> Decided | None:
     run.kept[drops.rows] = False
     run.decided.append(decided)
     return decided
+
+
+def mark(run: Run, evaluated: Evaluated) -> None:
+    """Take over what a marker says of the rows still kept; those that it drops are gone."""
+    marker = evaluated.operator
+    if not isinstance(marker, Marker):
+        return
+    found = marks_of(marker, evaluated, run.kept)
+    report = marker.report(table_of(run))
+    run.marked.append(replace(found, report=report, columns=dict(run.columns)))
+    if found.drops is not None:
+        path, step = evaluated.paths[0], digest_of(evaluated.steps)
+        run.kept[found.drops.rows] = False
+        run.decided.append(Decided(marker.stage, marker.operator, found.drops, path, None, step))
 
 
 def select(run: Run, stage: Selector) -> None:
@@ -256,10 +277,19 @@ def step_of(run: Run, stage: TableOperator) -> str:
             [shard.digest for shard in run.corpus.shards],
             [(name, run.scores[name].steps) for name in read if name in run.scores],
             *[_key(run, run.rewritten[name]) for name in read if name in run.rewritten],
+            *_settling(run, stage),
             sorted(run.recipe.corpus.identity or [run.recipe.corpus.roles.id or ""]),
             xxhash.xxh3_128_hexdigest(np.packbits(run.kept).tobytes()),
         ]
     )
+
+
+def _settling(run: Run, stage: TableOperator) -> list[Any]:
+    """What markers before it have said, where it leaves alone the labels that they settled."""
+    if not isinstance(stage, BySuspicion):
+        return []
+    markers = [e for e in run.evaluated.values() if isinstance(e.operator, Marker)]
+    return [[list(run.evaluated), [e.steps for e in markers]]] if markers else []
 
 
 def table_of(run: Run, inside: Mask | None = None) -> Table:
@@ -385,27 +415,45 @@ def _store_edges(run: Run, edges: Edges, path: Place) -> None:
             out.write_table(table, row_group_size=max(1, table.num_rows))
 
 
-def write_dataset(run: Run, writer: DatasetWriter) -> list[OutputFile]:
-    """Write the kept rows, then those that stages made: the corpus's columns, rewritten text, and
-    the scores asked for.
+def write_dataset(run: Run, writer: DatasetWriter, weight: Beside) -> list[OutputFile]:
+    """Write the kept rows, then those that stages made: the corpus's columns, rewritten text and
+    labels, the scores asked for, and what markers add: the labels that were given, and weights.
+
+    Args:
+        weight: where the weights of rows lie.
     """
     assert run.recipe.output is not None
     added = run.recipe.output.added
-    fields = {c: run.scores[n].operator.fields().field(n) for c, n in added.items()}
-    schema = dataset_schema(run.corpus.schema, fields)
+    given, weights = marked_columns(run.recipe)
+    fields = dict.fromkeys(weights, DECISION.field("weight"))
+    fields |= {c: run.scores[n].operator.fields().field(n) for c, n in added.items()}
+    schema = dataset_schema(run.corpus.schema, fields, given)
     entries: list[OutputFile] = []
 
-    def write(corpus: Corpus, kept: Mask, beside: dict[str, Beside], name: str, first: int) -> None:
+    def write(
+        corpus: Corpus, kept: Mask, sources: dict[str, Source], name: str, first: int
+    ) -> None:
         mask, done = keep_mask(kept, run.workspace / "orders"), corpus.advance(name, run.progress)
-        entries.extend(writer.write(corpus, mask, schema, beside, run.runner, done, first))
+        entries.extend(writer.write(corpus, mask, schema, sources, run.runner, done, first))
 
-    beside = {name: s for name, s in run.rewritten.items() if isinstance(s, Beside)}
-    beside |= {column: run.scores[name].column(name) for column, name in added.items()}
-    write(run.corpus, run.kept, beside, "writing the dataset", 0)
+    sources: dict[str, Source] = {**run.rewritten, **given, **dict.fromkeys(weights, weight)}
+    sources |= {column: run.scores[name].column(name) for column, name in added.items()}
+    write(run.corpus, run.kept, sources, "writing the dataset", 0)
     first = len(run.corpus.shards)
     for made in run.generated:
-        beside = {column: made.scores[name].column(name) for column, name in added.items()}
+        sources = {column: made.scores[name].column(name) for column, name in added.items()}
         every = np.ones(made.corpus.rows, np.bool_)
-        write(made.corpus, every, beside, f"writing rows of {made.stage}", first)
+        write(made.corpus, every, sources, f"writing rows of {made.stage}", first)
         first += len(made.corpus.shards)
     return entries or [writer.write_nothing(schema)]
+
+
+def marked_columns(recipe: Recipe) -> tuple[dict[str, str], list[str]]:
+    """Columns that markers add to the dataset: by name the corpus's column of labels that each
+    keeps, and those of the weights.
+    """
+    markers = [stage for stage in recipe.stages if isinstance(stage, Marker)]
+    labels = recipe.corpus.roles.label or ""
+    given = {name: labels for marker in markers if (name := marker.given_as()) is not None}
+    weights = [name for marker in markers if (name := marker.weight_as()) is not None]
+    return given, list(dict.fromkeys(weights))

@@ -20,6 +20,7 @@ from tamis.flows.steps import (
     Decided,
     Run,
     decide,
+    mark,
     refuse,
     score,
     select,
@@ -32,6 +33,7 @@ from tamis.scoring.evaluate import Evaluated, evaluate, located, rows_missing
 from tamis.scoring.operator import RowScorer
 from tamis.selectors.generator import Generator
 from tamis.selectors.known_pairs import Known, KnownPairs
+from tamis.selectors.marker import Marker
 from tamis.selectors.selector import Selector
 from tamis.selectors.table import Table, signal_key
 from tamis.selectors.table_scorer import TableScorer, evaluate_table
@@ -217,7 +219,7 @@ def parsed_changes(given: Sequence[str]) -> dict[str, Any]:
 
 
 def changed_recipe(recipe: Recipe, changes: Changes) -> Recipe:
-    """The recipe with parameters of its selectors set anew.
+    """The recipe with parameters of its selectors and markers set anew.
 
     Raises:
         UserError: for a stage or parameter that is not there, or a value that does not fit.
@@ -230,7 +232,7 @@ def changed_recipe(recipe: Recipe, changes: Changes) -> Recipe:
 
 
 def value_of(recipe: Recipe, name: str) -> Any:
-    """A selector's parameter, by ``STAGE.PARAM``; errors as in `changed_recipe`."""
+    """A selector's or marker's parameter, by ``STAGE.PARAM``; errors as in `changed_recipe`."""
     part, key = _slot(recipe, recipe.model_dump(mode="json"), name)
     return part[key]
 
@@ -240,13 +242,13 @@ def _slot(recipe: Recipe, told: dict[str, Any], name: str) -> tuple[dict[str, An
     stage, *path = name.split(".")
     place = next((at for at, s in enumerate(recipe.stages) if s.stage == stage), None)
     if place is None:
-        known = [s.stage for s in recipe.stages if isinstance(s, Selector)]
+        known = [s.stage for s in recipe.stages if isinstance(s, Selector | Marker)]
         raise UserError(
             f"{name}: the run has no stage {stage!r}",
             mend=f"stages that decide: {', '.join(known) or 'none'}",
         )
     here = recipe.stages[place]
-    if not isinstance(here, Selector):
+    if not isinstance(here, Selector | Marker):
         raise UserError(
             f"{name}: {stage} is a {here.kind}, whose scores would have to be computed anew",
             mend="change the recipe and run it",
@@ -287,6 +289,7 @@ def alternative(past: Past, changes: Changes, evaluate_more: bool = False) -> Al
         scores={},
         evaluated={},
         decided=[],
+        marked=[],
     )
     found = Alternative(run, {})
     for stage in recipe.stages:
@@ -368,4 +371,5 @@ def _wait(found: Alternative, past: Past, stage: str) -> None:
 
 def _use(run: Run, evaluated: Evaluated) -> None:
     use(run, evaluated)
+    mark(run, evaluated)
     refuse(run, evaluated)

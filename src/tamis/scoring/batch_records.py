@@ -22,7 +22,7 @@ NUMBERS = ("label_logit", "other_logit", "loss", "label_prob", "entropy", "el2n"
 #: A label that losses leave out, as PyTorch's cross_entropy does: rows with it are not recorded.
 IGNORED = -100
 #: Logits worked on at a time on a processor: more leave its cache.
-_CACHED = 1 << 20
+_CACHED = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,22 @@ class Batch:
     """Records of n rows; on a device until `fetched`.
 
     Attributes:
+        classes: how many logits each row had.
         ids: ``(n,)`` Arrow array of int64 or large_string, or integers on a device.
         label: int32 ``(n,)``.
         other: int32 ``(n,)``.
         numbers: float32 ``(n, 6)``, by column as in `NUMBERS`.
         logits: float32 ``(n, classes)``, if they are kept.
         step: int64 ``(n,)``, or one for all while on a device; -1 if it is not known.
-        classes: how many logits each row had.
     """
 
+    classes: int
     ids: Any
     label: Any
     other: Any
     numbers: Any
     logits: Any
     step: Any
-    classes: int
 
     def __len__(self) -> int:
         return len(self.label)
@@ -139,7 +139,7 @@ def row_ids_of(row_ids: Any) -> Any:
             return ids.cast(pa.int64())
         if pa.types.is_string(ids.type) and not ids.null_count:
             return ids.cast(pa.large_string())
-    except (pa.ArrowException, TypeError) as error:
+    except (pa.ArrowException, OverflowError, TypeError) as error:
         raise UserError(f"row ids: {error}", mend="give integers or strings") from error
     raise UserError(f"row ids of type {ids.type}", mend="give integers or strings, none null")
 
@@ -151,13 +151,13 @@ def _of_arrays(ids: Any, logits: Any, labels: Any, step: int, keep_logits: bool)
         ids, logits, labels = ids.take(pa.array(used)), logits[used], labels[used]
     found: Records = records_of(logits, labels)
     return Batch(
+        logits.shape[1],
         ids,
         labels.astype(np.int32),
         found.other,
         np.stack([getattr(found, name) for name in NUMBERS], axis=1),
         np.array(logits, np.float32) if keep_logits else None,
         np.full(len(labels), step, np.int64),
-        logits.shape[1],
     )
 
 
@@ -171,13 +171,13 @@ def _of_tensors(ids: Any, logits: "Tensor", labels: Any, step: int, keep_logits:
         label = given.clamp(0, logits.shape[1] - 1).to(torch.int64)
         numbers, other = tensor_records(logits, label)
         batch = Batch(
+            logits.shape[1],
             ids,
             given,
             other.to(torch.int32),
             numbers,
             logits if keep_logits else None,
             step,
-            logits.shape[1],
         )
     return batch if logits.device.type != "cpu" else fetched([batch])
 
@@ -194,43 +194,56 @@ def tensor_records(logits: "Tensor", labels: "Tensor") -> "tuple[Tensor, Tensor]
         a row with a nan that is a class whose logit is one.
     """
     import torch
-
-    rows = max(1, _CACHED // logits.shape[1])
-    if logits.device.type != "cpu" or rows >= len(logits):
-        return _tensor_records(logits, labels)
-    blocks = (slice(begin, begin + rows) for begin in range(0, len(logits), rows))
-    numbers, others = zip(*(_tensor_records(logits[b], labels[b]) for b in blocks), strict=True)
-    return torch.cat(numbers), torch.cat(others)
-
-
-def _tensor_records(logits: "Tensor", labels: "Tensor") -> "tuple[Tensor, Tensor]":
-    import torch
     from torch.nn.functional import softplus
 
-    if not len(logits):
-        return logits.new_empty((0, len(NUMBERS))), labels
     label = labels[:, None]
     own = logits.gather(1, label)
-    rest = logits.scatter(1, label, -torch.inf)
-    other = _argmax(rest)[:, None]
-    best = rest.gather(1, other)
+    best, other, log_total, length, mean = _without_label(logits, label)
     other = torch.where(best == -torch.inf, (label == 0).to(torch.int64), other)
-    # The softmax without the label, whose odds against it keep their digits where one of the two
-    # is almost all there is.
-    q = torch.softmax(rest, 1)
-    log_total = best - q.gather(1, other).log()
-    length = torch.linalg.vector_norm(q, dim=1, keepdim=True)
-    # Minus infinity times probability 0 would be nan.
-    mean = q.mul_(rest.clamp_min_(torch.finfo(torch.float32).min)).sum(1, keepdim=True)
+    # The odds of the label against the rest keep their digits where one of the two is almost all
+    # there is.
     odds = own - log_total
     loss = softplus(-odds)
     prob, missing = torch.sigmoid(odds), torch.sigmoid(-odds)
     entropy = prob * loss + missing * (softplus(odds) + log_total - mean)
     el2n = missing * torch.sqrt(1 + length * length)
     numbers = torch.cat([own, best, loss, prob, entropy.clamp_min_(0), el2n], 1)
-    unknown = ~(own.isfinite() & best.isfinite())
-    numbers[:, 2:].masked_fill_(unknown, torch.nan)
+    numbers[:, 2:].masked_fill_(~(own.isfinite() & best.isfinite()), torch.nan)
     return numbers, other[:, 0]
+
+
+def _without_label(logits: "Tensor", label: "Tensor") -> "tuple[Tensor, ...]":
+    """Of the classes but the label, each ``(n, 1)``: the largest logit, where it is, the logarithm
+    of the sum of exponentials, and of their softmax the length and the mean logit."""
+    import torch
+
+    rows, classes = logits.shape
+    if logits.device.type == "cpu":
+        rows = max(1, min(rows, _CACHED // classes))
+    rest, q = logits.new_empty((rows, classes)), logits.new_empty((rows, classes))
+    least = torch.finfo(logits.dtype).min
+    found: list[tuple[Tensor, ...]] = []
+    for begin in range(0, len(logits), max(1, rows)):
+        block = slice(begin, begin + rows)
+        z = rest[: len(label[block])]
+        p = q[: len(z)]
+        z.copy_(logits[block]).scatter_(1, label[block], -torch.inf)
+        other = _argmax(z)[:, None]
+        best = z.gather(1, other)
+        torch.softmax(z, 1, out=p)
+        # What the softmax's own sum over many classes is wrong by, as this one is in pairs.
+        whole = p.sum(1, keepdim=True)
+        log_total = best - (p.gather(1, other) / whole).log()
+        length = torch.linalg.vector_norm(p, dim=1, keepdim=True) / whole
+        # Minus infinity times probability 0 would be nan.
+        mean = p.mul_(z.clamp_min_(least)).sum(1, keepdim=True) / whole
+        found.append((best, other, log_total, length, mean))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        none = logits.new_empty((0, 1))
+        return none, label, none, none, none
+    return tuple(torch.cat(column) for column in zip(*found, strict=True))
 
 
 def _argmax(rest: "Tensor") -> "Tensor":
@@ -269,7 +282,7 @@ def fetched(batches: list[Batch]) -> Batch:
             )
         ids = ids.filter(pa.array(used))
         columns = [column if column is None else column[used] for column in columns]
-    return Batch(ids, *columns, classes=classes)
+    return Batch(classes, ids, *columns)
 
 
 def _joined(columns: list[Any]) -> npt.NDArray[Any]:

@@ -5,7 +5,7 @@ the order of rows in an epoch) is a hash of the row's key, so that nothing depen
 lie.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from threading import Lock
@@ -113,7 +113,7 @@ def folds_of(rows: Rows, folds: int, draw: int) -> Int64s:
 
 def study(
     rows: Rows,
-    how: Training,
+    hows: Sequence[Training],
     *,
     threshold_runs: int,
     folds: int,
@@ -125,7 +125,8 @@ def study(
     """Train all probes.
 
     Args:
-        how: of every training; each has a seed of its own beside it.
+        hows: ways to train, all of as many epochs. Every row is judged by a probe of each;
+            recorded ones are trained in the first way. Each training has a seed of its own.
         threshold_runs: recorded trainings with threshold samples of their own; 0: one without.
         folds, repeats: cuts of the rows, and parts of a cut.
         logits: whether to keep all logits of recorded trainings.
@@ -134,13 +135,13 @@ def study(
 
     Returns:
         What was recorded, and the out-of-sample probability of every class, float32
-        ``(n, classes)``.
+        ``(n, classes)``: the mean over all epochs of what probes said that had not seen the row.
     """
     n, classes = len(rows.labels), rows.classes
     runs = threshold_runs or 1
     chosen = threshold_samples(rows, threshold_runs) if threshold_runs else None
     ordinary = np.ones((n, runs), np.bool_) if chosen is None else ~chosen
-    times = runs * how.epochs
+    times = runs * hows[0].epochs
     recorded: dict[str, npt.NDArray[np.generic]] = {
         name: np.empty((n, times), kind) for name, kind in RECORDED.items()
     }
@@ -148,29 +149,32 @@ def study(
     kept = np.empty((n, times, classes), np.float32) if logits else None
     probs: Float32s = np.zeros((n, classes), np.float32)
     lock = Lock()
-    done, trainings = 0, runs + repeats * folds
+    parts = min(folds, n)
+    done, epochs = 0, (runs + repeats * len(hows) * parts) * hows[0].epochs
 
     def fit(
         number: int,
+        how: Training,
         of: Int64s,
         labels: Int64s,
         outputs: int,
         seen: Callable[[int, Int64s, Float32s], None] | None = None,
-    ) -> Probe:
+    ) -> Iterator[Probe]:
         """One training; `number` tells its random numbers from those of others."""
         nonlocal done
         own = replace(how, seed=how.seed + (number << 32))
-        probe = train(rows.matrix, of, labels, outputs, own, partial(rows.order, of, number), seen)
-        with lock:
-            done += 1
-            progress("probes trained", done, trainings)
-        return probe
+        order = partial(rows.order, of, number)
+        for probe in train(rows.matrix, of, labels, outputs, own, order, seen):
+            yield probe
+            with lock:
+                done += 1
+                progress("epochs of probes", done, epochs)
 
     def record(run: int) -> None:
         labels = np.where(ordinary[:, run], rows.labels, classes)
 
         def seen(epoch: int, batch: Int64s, found: Float32s) -> None:
-            at = run * how.epochs + epoch
+            at = run * hows[0].epochs + epoch
             record = records_of(found, labels[batch])
             recorded["margin"][batch, at] = record.label_logit - record.other_logit
             for name in ("label_prob", "loss", "entropy", "el2n", "correct", "other"):
@@ -178,23 +182,27 @@ def study(
             if kept is not None:
                 kept[batch, at] = found[:, :classes]
 
-        fit(1 + repeats + run, np.arange(n), labels, classes + (threshold_runs > 0), seen)
+        outputs = classes + (threshold_runs > 0)
+        for _ in fit(1 + repeats + run, hows[0], np.arange(n), labels, outputs, seen):
+            pass
 
     def judge(cut: int, fold: Int64s, part: int) -> None:
         held = np.flatnonzero(fold == part)
         of = np.flatnonzero(fold != part)
-        probe = fit(1 + repeats + runs + cut * folds + part, of, rows.labels[of], classes)
         block = max(1, _LOGITS_AT_ONCE // classes)
-        for begin in range(0, len(held), block):
-            some = held[begin : begin + block]
-            probs[some] += softmax(probe.logits(rows.matrix[some]))
+        for at, how in enumerate(hows):
+            number = 1 + repeats + runs + (cut * len(hows) + at) * folds + part
+            for probe in fit(number, how, of, rows.labels[of], classes):
+                for begin in range(0, len(held), block):
+                    some = held[begin : begin + block]
+                    probs[some] += softmax(probe.logits(rows.matrix[some]))
 
     todo: list[Callable[[], None]] = [partial(record, run) for run in range(runs)]
     for cut in range(repeats):
         fold = folds_of(rows, folds, 1 + cut)
-        todo += [partial(judge, cut, fold, part) for part in range(min(folds, n))]
+        todo += [partial(judge, cut, fold, part) for part in range(parts)]
         # One cut after the other, so that probabilities are summed in the same order every time.
         in_threads(lambda task: task(), todo, workers)
         todo = []
-    probs /= repeats
+    probs /= repeats * len(hows) * hows[0].epochs
     return Dynamics(recorded, ordinary, kept), probs

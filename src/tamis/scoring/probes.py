@@ -4,7 +4,7 @@ Everything here is float32 matrix products of numpy; a training takes one thread
 run beside one another, and gives the same numbers wherever its rows lie.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -26,6 +26,9 @@ ELR_CLAMP = 1e-4
 #: A column that varies less than this share of the one that varies most holds rounding only.
 _ROUNDING = 1e-6
 
+#: Steps of an epoch at least: with fewer, few rows would hardly be learnt from.
+_STEPS = 16
+
 Loss = Literal["cross_entropy", "gce", "elr"]
 
 
@@ -43,7 +46,7 @@ class Training:
         learning_rate: of Adam, the same throughout.
         weight_decay: share of every weight (not of biases) that a step takes off, times
             `learning_rate` (decoupled, Loshchilov and Hutter 2019).
-        batch_rows: rows of a step.
+        batch_rows: rows of a step at most; fewer where an epoch would have fewer than 16 steps.
         seed: of the first weights; a linear probe begins at zero.
     """
 
@@ -201,8 +204,8 @@ def train(
     how: Training,
     order: Callable[[int], Int64s],
     seen: Callable[[int, Int64s, Float32s], None] | None = None,
-) -> Probe:
-    """Train a probe.
+) -> Iterator[Probe]:
+    """Train a probe; gives it after every epoch, and trains it on after that.
 
     Args:
         matrix: float32 ``(n, d)``, all vectors.
@@ -217,17 +220,21 @@ def train(
     """
     hidden = [how.hidden] if how.hidden else []
     probe = Probe([matrix.shape[1], *hidden, classes], how.seed)
+    # Steps of Adam are too small for biases to come by the classes' shares on their own, and
+    # without them every label of a rare class looks wrong.
+    probe.layers[-1][1][:] = np.log((np.bincount(labels, minlength=classes) + 1) / len(labels))
     first = np.zeros_like(probe.weights)
     second = np.zeros_like(probe.weights)
     decayed = sum(weight.size for weight, _ in probe.layers)
     decay = np.float32(1 - how.learning_rate * how.weight_decay)
     # Before anything was said of a row its target is zero, as in the authors' public code.
     targets = np.zeros((len(rows), classes), np.float32) if how.loss == "elr" else None
+    size = min(how.batch_rows, -(-len(rows) // _STEPS))
     steps = 0
     for epoch in range(how.epochs):
         places = order(epoch)
-        for begin in range(0, len(places), how.batch_rows):
-            batch = places[begin : begin + how.batch_rows]
+        for begin in range(0, len(places), size):
+            batch = places[begin : begin + size]
             activations = probe.activations(matrix[rows[batch]])
             logits = activations[-1]
             if seen is not None:
@@ -252,7 +259,7 @@ def train(
                 f"the probe's weights grew beyond all bounds in epoch {epoch}",
                 mend=f"set a `learning_rate` below {how.learning_rate:g}",
             )
-    return probe
+        yield probe
 
 
 def standardise(matrix: Float32s) -> None:

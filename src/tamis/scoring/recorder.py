@@ -318,7 +318,7 @@ class DynamicsRecorder:
                 if self._resumed is not None and keep_steps_before(path, self._resumed):
                     self._windows = max(self._windows, file.order[1] + 1)
                     continue
-                if file == (self._epoch, None if window else 0, self._rank):
+                if file == (self._epoch, 0 if window else None, self._rank):
                     continue  # replaced
             else:
                 undone.add(file.epoch)

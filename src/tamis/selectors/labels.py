@@ -1,5 +1,6 @@
 """The classes that rows are labelled with, as numbers."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 from tamis.selectors.table import Table
 from tamis.storage.errors import UserError
 from tamis.storage.hashing import hex_ids
+from tamis.storage.kernels import Int64s
 
 Int32s = npt.NDArray[np.int32]
 
@@ -63,6 +65,92 @@ def labels_of(table: Table) -> Labels:
     number = np.empty(len(names), np.int32)
     number[order] = np.arange(len(names), dtype=np.int32)
     return Labels(number[np.asarray(named.indices)], [names[place] for place in order])
+
+
+def as_names(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Values of a column as the texts that name classes; null where they are null."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pa.large_string())
+
+
+def label_column(table: Table) -> str:
+    """The corpus's column that holds the labels."""
+    source = table.columns["label"]
+    if isinstance(source, str):
+        return source
+    return next(name for name, given in table.rewritten.items() if given == source)
+
+
+def fitting_names(names: list[str], table: Table) -> list[str]:
+    """Names as the corpus's column of labels would hold them, so that ``TRUE`` is ``true``.
+
+    Raises:
+        UserError: naming the first that the type of the column cannot hold.
+    """
+    column = label_column(table)
+    kind = table.corpus.schema.field(column).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    found = []
+    for name in names:
+        try:
+            value = pa.array([name], pa.large_string()).cast(kind)
+        except pa.ArrowInvalid as error:
+            raise UserError(
+                f"the column {column!r} of type {kind} cannot hold the label {name!r}",
+                where="corpus.roles.label",
+                mend="give a label of that type, or store the labels as text",
+            ) from error
+        found.append(as_names(pa.chunked_array([value])).to_pylist()[0])
+    return found
+
+
+@dataclass
+class NewLabels:
+    """The labels of a table's rows, some of which are changed.
+
+    Attributes:
+        labels: before.
+        codes: int32 ``(n,)``, places in `names`.
+        names: the classes, then those that no row had.
+    """
+
+    labels: Labels
+    codes: Int32s
+    names: list[str]
+
+    @classmethod
+    def of(cls, table: Table) -> "NewLabels":
+        labels = labels_of(table)
+        return cls(labels, labels.codes.copy(), list(labels.classes))
+
+    def code_of(self, name: str) -> int:
+        """The place of a name, which is added if it is not there."""
+        place = bisect_left(self.labels.classes, name)
+        if place < len(self.labels.classes) and self.labels.classes[place] == name:
+            return place
+        if name not in self.names:
+            self.names.append(name)
+        return self.names.index(name)
+
+    @property
+    def changed(self) -> Int64s:
+        """The rows with another label than before."""
+        return np.flatnonzero(self.codes != self.labels.codes)
+
+    def columns(self, stage: str) -> dict[str, pa.Array]:
+        """The columns of `label_fields`."""
+        names = pa.array(self.names, pa.large_string())
+        given = names.take(pa.array(self.labels.codes, mask=self.codes == self.labels.codes))
+        return {f"{stage}_label": names.take(pa.array(self.codes)), f"{stage}_given": given}
+
+
+def label_fields(stage: str) -> list[pa.Field]:
+    """``<stage>_label``, the label as text, and ``_given``, the one before where it is changed."""
+    return [
+        pa.field(f"{stage}_label", pa.large_string(), nullable=False),
+        pa.field(f"{stage}_given", pa.large_string()),
+    ]
 
 
 def _whole(column: pa.ChunkedArray, table: Table) -> pa.ChunkedArray:

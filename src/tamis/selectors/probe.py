@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -46,8 +46,11 @@ class Probe(TableScorer):
         default="embedding",
         description="vectors: a signal of an earlier stage or a column of the corpus",
     )
-    hidden: int = Field(
-        default=0, ge=0, description="numbers of a hidden layer; 0: none, a linear probe"
+    hidden: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[0, 256],
+        min_length=1,
+        description="hidden layers of the probes that judge rows, 0: none, a linear probe; the "
+        "first is that of the recorded ones too",
     )
     loss: Loss = Field(default="cross_entropy", description="what training makes small")
     q: float = Field(default=0.7, gt=0, le=1, description="of generalised cross-entropy")
@@ -186,7 +189,7 @@ class Probe(TableScorer):
         with one_blas_thread():
             dynamics, probs = study(
                 Rows(found.matrix, codes, classes, keys.view(np.uint64)),
-                self._training(),
+                self._trainings(),
                 threshold_runs=self.threshold_runs,
                 folds=self.folds,
                 repeats=self.repeats,
@@ -217,9 +220,10 @@ class Probe(TableScorer):
             arrays = map(_array, columns, schema.types)
             yield pa.record_batch(list(arrays), schema=schema)
 
-    def _training(self) -> Training:
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Training)}
-        return Training(**given)
+    def _trainings(self) -> list[Training]:
+        names = {field.name for field in dataclasses.fields(Training)} - {"hidden"}
+        given = {name: getattr(self, name) for name in names}
+        return [Training(hidden=hidden, **given) for hidden in self.hidden]
 
     def _check_memory(self, table: Table, classes: int) -> None:
         allowed = self._wide(len(table), _CLASSES, workers=2)

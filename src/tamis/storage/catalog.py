@@ -213,15 +213,20 @@ def _why(manifest: dict[str, Any]) -> str:
         else "NULL"
         for s, content in (("s", _content(roles, "r")), ("ps", _content(roles, "p")))
     )
+    label = roles.get("label")
+    given = f"r.{_name(label)}" if label else "NULL"
+    relabelled = [f"s.{_name(n)}" for n in reversed(manifest.get("rewritten", {}).get("label", []))]
+    label = f"COALESCE({', '.join([*relabelled, f'{given}::VARCHAR'])})"
     join = ""
-    if _content(roles, "r"):
+    if _content(roles, "r") or given != "NULL":
         join = """JOIN rows r ON r.shard = d.shard AND r.row = d.row
         LEFT JOIN rows p ON d.partner_source IS NULL
         AND p.row_id = d.partner AND p.copy = d.partner_copy
         LEFT JOIN scores ps ON ps.shard = p.shard AND ps.row = p.row"""
-    return f"""CREATE VIEW why AS SELECT d.row_id, d.copy, d.action, d.stage, d.reason, d.value,
-    d.threshold, d.rules, d.partner, d.partner_copy, d.partner_source, d.evidence, d.similarity,
-    d.parent, d.parent_copy, {scores} AS scores, {mine} AS text, {theirs} AS partner_text,
+    return f"""CREATE VIEW why AS SELECT d.row_id, d.copy, d.action, d.weight, d.stage, d.reason,
+    d.value, d.threshold, d.rules, d.partner, d.partner_copy, d.partner_source, d.evidence,
+    d.similarity, d.parent, d.parent_copy, {scores} AS scores, {label} AS label,
+    {given} AS given_label, {mine} AS text, {theirs} AS partner_text,
     {_quoted(manifest["recipe_digest"])} AS recipe,
     (SELECT run_id FROM runs WHERE runs.recipe = {_quoted(manifest["recipe_digest"])}
      ORDER BY started DESC LIMIT 1) AS run

@@ -11,7 +11,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tamis.storage.columns import Beside
+from tamis.storage.columns import Source
 from tamis.storage.corpus import Corpus, packed_schema
 from tamis.storage.errors import RunError, UserError
 from tamis.storage.files import (
@@ -118,7 +118,7 @@ class DatasetWriter:
         corpus: Corpus,
         kept: str,
         schema: pa.Schema,
-        beside: Mapping[str, Beside],
+        sources: Mapping[str, Source],
         runner: Runner,
         done: Done,
         first: int = 0,
@@ -130,14 +130,14 @@ class DatasetWriter:
         Args:
             kept: mask of all rows, see `keep_mask`.
             schema: columns of the dataset.
-            beside: those of them whose values lie in sidecars.
+            sources: of those of them that are no column of the corpus by this name.
             first: number that the files begin with.
         """
         task = Write(
             shards=corpus.keep(self._workspace / "orders"),
             kept=kept,
             columns=packed_schema(schema),
-            beside=dict(beside),
+            sources=dict(sources),
             target=str(self.target),
             previous=self._replaced,
             first=first,
@@ -224,6 +224,7 @@ def card(manifest: dict[str, Any]) -> str:
         *(f"| dropped: {reason} | {count:,} |" for reason, count in rows["dropped"].items()),
         f"| quarantined | {rows['quarantined']:,} |",
         f"| kept | {rows['kept']:,} |",
+        *(f"| of these {name} | {count:,} |" for name, count in marked_rows(rows).items()),
         *([f"| generated | {rows['generated']:,} |"] if rows["generated"] else []),
         "",
         *(f"{line}\n" for line in certificates(manifest)),
@@ -231,6 +232,12 @@ def card(manifest: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def marked_rows(rows: Mapping[str, Any]) -> dict[str, int]:
+    """Of the rows that a manifest counts as kept, those with a mark, where there are any."""
+    names = {"relabelled": "relabelled", "in_review": "in review"}
+    return {name: rows[key] for key, name in names.items() if rows.get(key)}
 
 
 def certificates(manifest: dict[str, Any], texts: bool = False) -> list[str]:

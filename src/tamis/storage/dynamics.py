@@ -74,6 +74,7 @@ class RecordFile:
         rows: records in it.
         sorted: whether its footer says that `row_id` ascends.
         text_ids: whether row_ids are strings, and not int64.
+        thresholds: whether a record may be one of a threshold sample.
     """
 
     run: int
@@ -85,6 +86,7 @@ class RecordFile:
     rows: int
     sorted: bool
     text_ids: bool
+    thresholds: bool
 
 
 @dataclass(frozen=True)
@@ -112,27 +114,33 @@ class Dynamics:
         """Whether row_ids are strings, and not int64."""
         return self.files[0].text_ids
 
+    @property
+    def thresholds(self) -> bool:
+        """Whether a record may be one of a threshold sample."""
+        return any(file.thresholds for file in self.files)
+
     def missing(self) -> list[tuple[int, int]]:
         """Run and epoch of those that no file has."""
         there = {(file.run, file.epoch) for file in self.files}
         epochs = range(self.first, self.last + 1)
         return [(r, e) for r in range(self.runs) for e in epochs if (r, e) not in there]
 
-    def between(self, first: int, last: int | None) -> "Dynamics":
-        """The same without epochs before `first` and after `last`.
+    def between(self, skip: int, until: int | None) -> "Dynamics":
+        """The same without epochs before `skip`, and without `until` and those after it.
 
         Raises:
             UserError: if none is left.
         """
-        end = self.last if last is None else min(last, self.last)
-        kept = tuple(file for file in self.files if first <= file.epoch <= end)
+        end = self.last if until is None else min(until - 1, self.last)
+        kept = tuple(file for file in self.files if skip <= file.epoch <= end)
         if not kept:
             raise UserError(
-                f"no records of epochs {first} to {self.last if last is None else last}",
-                where=shown(self.files[0].path),
+                f"no records are left without the first {skip} epochs"
+                + ("" if until is None else f" and those from {until} on"),
+                where=self.files[0].path,
                 mend=f"there are epochs {self.first} to {self.last}",
             )
-        return replace(self, files=kept, first=max(first, self.first), last=end)
+        return replace(self, files=kept, first=max(skip, self.first), last=end)
 
     def digest(self, workspace: Place) -> str:
         """Of the bytes of all files, whatever they are called; see `inputs.known_digest`."""
@@ -202,9 +210,10 @@ def _record_file(place: Place) -> RecordFile:
     try:
         with place_errors(place), parquet_file(place) as file:
             schema, footer = file.schema_arrow, file.metadata
-            told = _footer_of(schema, where)
+            told = _footer_of(footer, where)
             _check_columns(schema, where)
             epoch = _epoch_of(file, where)
+            thresholds = _values_of(file, "threshold") != {False}
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"not a whole Parquet file ({str(error).splitlines()[0]})",
@@ -228,11 +237,12 @@ def _record_file(place: Place) -> RecordFile:
         footer.num_rows,
         bool(told.get("sorted", False)),
         not pa.types.is_integer(schema.field("row_id").type),
+        footer.num_rows > 0 and thresholds,
     )
 
 
-def _footer_of(schema: pa.Schema, where: str) -> dict[str, Any]:
-    text = (schema.metadata or {}).get(FOOTER)
+def _footer_of(footer: pq.FileMetaData, where: str) -> dict[str, Any]:
+    text = (footer.metadata or {}).get(FOOTER)
     if text is None:
         return {}
     try:
@@ -285,16 +295,8 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def _epoch_of(file: pq.ParquetFile, where: str) -> int | None:
-    """The one epoch of a file, from its statistics if it has them; None if it has no rows."""
-    leaf = [file.schema.column(i).path for i in range(len(file.schema))].index("epoch")
-    found: set[int] = set()
-    for group in range(file.num_row_groups):
-        known = file.metadata.row_group(group).column(leaf).statistics
-        if known is not None and known.has_min_max and known.null_count == 0:
-            found |= {known.min, known.max}
-        else:
-            values = file.read_row_group(group, columns=["epoch"]).column(0)
-            found |= {-1 if v is None else v for v in pc.unique(values).to_pylist()}
+    """The one epoch of a file; None if it has no rows."""
+    found = _values_of(file, "epoch")
     if len(found) > 1:
         raise UserError(
             f"column epoch holds {min(found)} to {max(found)}: expected one epoch in a file",
@@ -302,6 +304,21 @@ def _epoch_of(file: pq.ParquetFile, where: str) -> int | None:
             mend="write a file for every epoch",
         )
     return int(found.pop()) if found else None
+
+
+def _values_of(file: pq.ParquetFile, name: str) -> set[int]:
+    """Least and greatest value of a column in each row group, by the footer if it says; -1 for
+    null."""
+    leaf = [file.schema.column(i).path for i in range(len(file.schema))].index(name)
+    found: set[int] = set()
+    for group in range(file.num_row_groups):
+        known = file.metadata.row_group(group).column(leaf).statistics
+        if known is not None and known.has_min_max and known.null_count == 0:
+            found |= {known.min, known.max}
+        else:
+            values = file.read_row_group(group, columns=[name]).column(0)
+            found |= {-1 if v is None else v for v in pc.unique(values).to_pylist()}
+    return found
 
 
 def write_records(place: Place, records: pa.Table, told: dict[str, Any]) -> None:

@@ -64,6 +64,11 @@ DECISION = pa.schema(
     ]
 )
 
+#: Actions of rows that stay: as they were, with another label, or for a person to look at.
+KEPT, RELABELLED, IN_REVIEW = "keep", "relabel", "review"
+STAYS = (KEPT, RELABELLED, IN_REVIEW)
+#: Action of a row that a stage is done with.
+DROPPED = "drop"
 #: Action of a row that no input row is: a stage made it.
 GENERATED = "generate"
 #: Why a row that no stage saw is not in the dataset.
@@ -148,16 +153,24 @@ class Drops:
 
 @dataclass(frozen=True)
 class Balance:
-    """How the rows of a run add up."""
+    """How the rows of a run add up.
+
+    Attributes:
+        kept: rows that stay, `marked` ones among them.
+        marked: those with another label and those in review, by action.
+    """
 
     rows_in: int
     kept: int
+    marked: dict[str, int]
     dropped: dict[str, int]
     quarantined: int
     generated: int
     written: int
 
-    def check(self, expected_generated: int, expected_written: int) -> None:
+    def check(
+        self, expected_marked: dict[str, int], expected_generated: int, expected_written: int
+    ) -> None:
         """Raise unless every row is accounted for exactly once.
 
         Raises:
@@ -171,6 +184,12 @@ class Balance:
                 f"{accounted}",
                 mend="this is a defect of tamis: nothing was published",
             )
+        for action, count in expected_marked.items():
+            if self.marked[action] != count:
+                raise RunError(
+                    f"{count} rows were marked {action}, the ledger holds {self.marked[action]}",
+                    mend="this is a defect of tamis: nothing was published",
+                )
         if self.generated != expected_generated:
             raise RunError(
                 f"{expected_generated} rows were generated, the ledger holds {self.generated}",
@@ -187,6 +206,8 @@ class Balance:
         return {
             "in": self.rows_in,
             "kept": self.kept,
+            "relabelled": self.marked[RELABELLED],
+            "in_review": self.marked[IN_REVIEW],
             "dropped": self.dropped,
             "quarantined": self.quarantined,
             "generated": self.generated,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from tamis.storage.columns import Beside, Cursor, kept_mask
+from tamis.storage.columns import Beside, Cursor, Source, kept_mask, source_key
 from tamis.storage.corpus import Shard, shards_in, starts_in, unpacked_schema
 from tamis.storage.errors import RunError
 from tamis.storage.files import digest_file, digest_of, kept_json, sync, whole_file
@@ -45,7 +45,8 @@ class Write(Task):
         shards: list of shards, see `Corpus.keep`.
         kept: mask of all rows, see `keep_mask`.
         columns: packed schema of the dataset.
-        beside: columns of the dataset whose values lie in sidecars.
+        sources: columns of the dataset whose values lie in sidecars, or in a column of the corpus
+            that has another name.
         target: where the file goes.
         previous: file (of `keep_json`) with the ``folder`` of the dataset that is replaced and
             its ``files`` by key.
@@ -57,7 +58,7 @@ class Write(Task):
     shards: str
     kept: str
     columns: str
-    beside: dict[str, Beside]
+    sources: dict[str, Source]
     target: str
     previous: str
     first: int = 0
@@ -76,8 +77,8 @@ class Write(Task):
             xxhash.xxh3_128_hexdigest(schema.serialize()),
             np.packbits(inside).tobytes().hex() if not inside.all() else "all",
         ]
-        if self.beside:
-            parts.append({name: column.key(shard) for name, column in self.beside.items()})
+        if self.sources:
+            parts.append({name: source_key(one, shard) for name, one in self.sources.items()})
         key = digest_of(parts)
         path = place_of(self.target) / file_name(self.first + item, key)
         previous = kept_json(self.previous)
@@ -86,7 +87,7 @@ class Write(Task):
             return {**old, "name": path.name}
 
         def write(temporary: Path) -> int:
-            return _write_shard(schema, shard, inside, self.beside, temporary)
+            return _write_shard(schema, shard, inside, self.sources, temporary)
 
         return asdict(write_file(path, key, write))
 
@@ -133,8 +134,16 @@ def _reuse(source: Place, entry: Mapping[str, Any], target: Place) -> bool:
     return True
 
 
-def dataset_schema(schema: pa.Schema, added: Mapping[str, pa.Field]) -> pa.Schema:
-    """The corpus's schema with more columns, also for the `datasets` library's own metadata."""
+def dataset_schema(
+    schema: pa.Schema, added: Mapping[str, pa.Field], copied: Mapping[str, str]
+) -> pa.Schema:
+    """The corpus's schema with more columns, also for the `datasets` library's own metadata.
+
+    Args:
+        added: by name, what is not in the corpus.
+        copied: by name, the column of the corpus that it is another copy of.
+    """
+    added = {**{name: schema.field(column) for name, column in copied.items()}, **added}
     for name, field in added.items():
         schema = schema.append(field.with_name(name))
     metadata = dict(schema.metadata or {})
@@ -144,7 +153,10 @@ def dataset_schema(schema: pa.Schema, added: Mapping[str, pa.Field]) -> pa.Schem
         if features is not None:
             for name, field in added.items():
                 kind = {"double": "float64", "float": "float32"}.get(str(field.type))
-                features[name] = {"dtype": kind or str(field.type), "_type": "Value"}
+                features[name] = features.get(copied.get(name)) or {
+                    "dtype": kind or str(field.type),
+                    "_type": "Value",
+                }
             metadata[b"huggingface"] = json.dumps(notes).encode()
     return schema.with_metadata(metadata or None)
 
@@ -153,13 +165,14 @@ def _write_shard(
     schema: pa.Schema,
     shard: Shard,
     inside: npt.NDArray[np.bool_],
-    beside: Mapping[str, Beside],
+    sources: Mapping[str, Source],
     path: Path,
 ) -> int:
     begin = written = pending_bytes = 0
     pending: list[pa.Table] = []
-    cursors = {name: Cursor(source, shard) for name, source in beside.items()}
-    own = [name for name in schema.names if name not in beside]
+    places = {name: sources.get(name, name) for name in schema.names}
+    cursors = {name: Cursor(s, shard) for name, s in places.items() if isinstance(s, Beside)}
+    own = list(dict.fromkeys(s for s in places.values() if isinstance(s, str)))
     # Each row group has dictionaries of its own; joined, they might outgrow their indices.
     dictionaries = any("dictionary<" in str(field.type) for field in schema)
     with pq.ParquetWriter(path, schema, compression="zstd", compression_level=1) as out:
@@ -182,8 +195,8 @@ def _write_shard(
                     continue
                 found = batch if here.all() else batch.filter(pa.array(here))
                 columns = [
-                    cursors[name].take(rows) if name in cursors else found[name]
-                    for name in schema.names
+                    found[source] if isinstance(source, str) else cursors[name].take(rows)
+                    for name, source in places.items()
                 ]
                 pending.append(pa.table(columns, names=schema.names))
                 pending_bytes += pending[-1].nbytes

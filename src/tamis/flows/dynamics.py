@@ -1,0 +1,45 @@
+"""Scores of training records as a table, or written to a file."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tamis.scoring.record_scores import SCORES, Account, score_fields, score_records
+from tamis.storage.dynamics import Dynamics, find_dynamics
+from tamis.storage.files import whole_file
+
+
+def chosen(folder: str | Sequence[str], skip_epochs: int, until: int | None) -> Dynamics:
+    """The records of a folder, or of several, without the epochs that are not wanted."""
+    return find_dynamics(folder).between(skip_epochs, until)
+
+
+def scores_of(
+    dynamics: Dynamics,
+    *,
+    scores: Sequence[str] = tuple(SCORES),
+    out: Path | None = None,
+    workers: int | None = None,
+) -> tuple[pl.DataFrame, Account]:
+    """Scores of every row of the records, and what these lacked.
+
+    Args:
+        out: Parquet file for the scores, which then are not held: the table is empty.
+    """
+    account = Account()
+    schema = score_fields(dynamics, scores)
+    batches = score_records(dynamics, account, workers or len(os.sched_getaffinity(0)), scores)
+    kept: list[pa.RecordBatch] = []
+    if out is None:
+        kept = list(batches)
+    else:
+        with whole_file(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+    found = pl.from_arrow(pa.Table.from_batches(kept, schema=schema))
+    assert isinstance(found, pl.DataFrame)
+    return found, account

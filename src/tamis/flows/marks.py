@@ -1,0 +1,105 @@
+"""What markers have said of the rows still kept, by position in the corpus."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tamis.scoring.evaluate import Evaluated
+from tamis.selectors.marker import Marker
+from tamis.storage.columns import Mask, Source
+from tamis.storage.corpus import starts_of
+from tamis.storage.kernels import Int64s
+from tamis.storage.ledger import DROPPED, RULES, STAYS, Drops, Float64s
+
+
+@dataclass(frozen=True)
+class Marked:
+    """One marker's actions.
+
+    Attributes:
+        rows: positions of the rows that it has one for, ascending.
+        told: ``action``, ``value``, ``threshold`` and ``rules`` of each.
+        weighed: positions of the rows that it weighs, ascending, and their weights.
+        report: figures for the manifest.
+        columns: where the values of every role come from after it.
+    """
+
+    stage: str
+    rows: Int64s
+    told: pa.Table
+    weighed: tuple[Int64s, Float64s]
+    report: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Source] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows by action."""
+        counted = self.told["action"].value_counts().to_pylist()
+        return {entry["values"]: entry["counts"] for entry in counted}
+
+    @property
+    def drops(self) -> Drops | None:
+        """The rows that are to go; None if there are none."""
+        at = np.flatnonzero(np.asarray(pc.equal(self.told["action"], DROPPED)))
+        if not len(at):
+            return None
+        told = self.told.take(pa.array(at))
+        drops = Drops.of(
+            self.rows[at],
+            "",
+            value=told["value"].to_numpy(),
+            threshold=told["threshold"].to_numpy(),
+        )
+        drops.rules = told["rules"].combine_chunks()
+        return drops
+
+
+_TOLD = pa.schema(
+    [
+        ("action", pa.string()),
+        ("value", pa.float64()),
+        ("threshold", pa.float64()),
+        ("rules", RULES),
+    ]
+)
+
+
+def marks_of(marker: Marker, evaluated: Evaluated, kept: Mask) -> Marked:
+    """What a marker's columns say of the rows still kept.
+
+    Raises:
+        RuntimeError: for an action or a weight that is none.
+    """
+    marks = marker.marks()
+    start = starts_of(evaluated.shards)
+    rows, tables = [np.zeros(0, np.int64)], [_TOLD.empty_table()]
+    weighed, weights = [np.zeros(0, np.int64)], [np.zeros(0)]
+    for shard in evaluated.shards:
+        here = kept[start[shard.index] : start[shard.index + 1]]
+        at = start[shard.index] + np.flatnonzero(here)
+        for batch in evaluated.of_shard(shard.index, list(marks.values()), here):
+            mine, at = at[: batch.num_rows], at[batch.num_rows :]
+            found = dict(zip(marks, batch.columns, strict=True))
+            if "action" in found:
+                some = found["action"].is_valid()
+                columns = [
+                    found[f.name].filter(some)
+                    if f.name in found
+                    else pa.nulls(some.true_count, f.type)
+                    for f in _TOLD
+                ]
+                rows.append(mine[np.asarray(some)])
+                tables.append(pa.table(columns, schema=_TOLD))
+            if "weight" in found:
+                some = np.asarray(found["weight"].is_valid())
+                weighed.append(mine[some])
+                weights.append(np.asarray(found["weight"].drop_null()))
+    told = pa.concat_tables(tables).combine_chunks()
+    weight = np.concatenate(weights)
+    unknown = set(told["action"].unique().to_pylist()) - {*STAYS[1:], DROPPED}
+    if unknown or not (np.isfinite(weight) & (weight >= 0)).all():
+        raise RuntimeError(f"{marker.stage} gives actions {unknown} or weights that are none")
+    return Marked(marker.stage, np.concatenate(rows), told, (np.concatenate(weighed), weight))
