@@ -109,6 +109,7 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "aum_threshold": {"quantile": 0.8},
     "confident_learning": {},
     "label_agreement": {"embedding": "vector"},
+    "probe": {"embedding": "vector", "epochs": 2, "hidden": [0, 4]},
     "topics": {"topics": {"letters": ["alphabet", "a letter"], "web": ["cookies", "a page"]}},
 }
 #: Of what a trainer would have recorded, see `write_dynamics`.
@@ -118,6 +119,10 @@ SELECTORS["training_dynamics"] = {"path": "dynamics.records"}
 BEFORE = {"topics": [{"operator": "embedding", "precision": "float32"}]}
 COLUMNS = {
     "topics": ["topic"],
+    "probe": [
+        *("probe_label", "probe_ordinary", "probe_unseen", "round(probe_suggested_prob, 2)"),
+        *(f"round(list_sum(probe_{name}), 2)" for name in ("margin", "loss", "entropy", "el2n")),
+    ],
     "dynamic_loss_weight": ["round(dynamic_loss_weight, 9)"],
     "confident_learning": [
         "confident_learning_error",
