@@ -1,13 +1,16 @@
 """Records of a trainer as columns of a corpus."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 import tamis
+from tamis.cli import app
 from tamis.scoring.logged_logits import import_logits
 from tamis.selectors import training_dynamics
 from tamis.storage.dynamics import write_records
@@ -142,6 +145,23 @@ def test_scorers_read_the_columns(tmp_path: Path) -> None:
     assert found["aum"][30:].null_count() == 10
     for name in found.columns:
         np.testing.assert_array_equal(found[name][:30].to_numpy(), alone[name].to_numpy())
+
+
+def test_commands_tell_what_did_not_match_and_score_what_is_stored(tmp_path: Path) -> None:
+    recorded(tmp_path / "dynamics", range(30), epochs=4)
+    path, home = corpus(tmp_path, list(range(5, 40))), str(tmp_path / "work")
+    given = ["--id", "name", "--param", f"path={tmp_path / 'dynamics'}", "-w", home]
+    said = CliRunner().invoke(app, ["score", "training_dynamics", str(path), *given])
+    assert said.exit_code == 0, said.output
+    told = " ".join(said.stderr.split())
+    assert "10 of 35 rows have no records, 5 recorded rows are not among them" in told
+    given = ["--param", "dynamics=training_dynamics", "-w", home, "--json"]
+    said = CliRunner().invoke(app, ["score", "aum", *given])
+    assert said.exit_code == 0, said.output
+    scores = json.loads(said.stdout)["scores"]
+    assert [one["score"] for one in scores] == ["aum"]  # a list of a number for every run is none
+    alone = tamis.dynamics(tmp_path / "dynamics", skip_epochs=1).filter(pl.col("row_id") >= 5)
+    assert scores[0]["rows"] == alone["aum"].count() > 10
 
 
 @pytest.mark.parametrize(
