@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import tamis
@@ -27,6 +28,7 @@ from tamis.scoring.sampling import draw, uniforms
 from tamis.selectors.sera_bootstrap import SeraBootstrap
 from tamis.selectors.table_scorer import TableScorer
 from tamis.storage.catalog import query
+from tamis.storage.dynamics import RECORD, write_records
 from tamis.storage.files import digest_of
 from tamis.storage.ledger import PARENT
 from tests.conftest import make_texts, write_corpus
@@ -107,13 +109,20 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "aum_threshold": {"quantile": 0.8},
     "confident_learning": {},
     "label_agreement": {"embedding": "vector"},
+    "probe": {"embedding": "vector", "epochs": 2, "hidden": [0, 4]},
     "topics": {"topics": {"letters": ["alphabet", "a letter"], "web": ["cookies", "a page"]}},
 }
+#: Of what a trainer would have recorded, see `write_dynamics`.
+SELECTORS["training_dynamics"] = {"path": "dynamics.records"}
 #: Stages before it, and columns to look at: cosines and exponentials differ in the last bits
 #: between processors.
 BEFORE = {"topics": [{"operator": "embedding", "precision": "float32"}]}
 COLUMNS = {
     "topics": ["topic"],
+    "probe": [
+        *("probe_label", "probe_ordinary", "probe_unseen", "round(probe_suggested_prob, 2)"),
+        *(f"round(list_sum(probe_{name}), 2)" for name in ("margin", "loss", "entropy", "el2n")),
+    ],
     "dynamic_loss_weight": ["round(dynamic_loss_weight, 9)"],
     "confident_learning": [
         "confident_learning_error",
@@ -134,12 +143,27 @@ NGRAM_MODELS = {
     "ngram_likelihood": "target_logp, target_bytes, general_logp, general_tokens",
     "cross_entropy_difference": "cross_entropy_difference",
 }
+#: Operators that act on rows whose label is probably wrong.
+LABEL_ACTIONS: dict[str, dict[str, Any]] = {
+    "label_errors": {"by": "p", "threshold": 0.6, "votes": {"number": {"low": 9}}},
+    "relabel": {"by": "p", "threshold": 0.3, "confidence": 0.5},
+    "label_weight": {"by": "p", "floor": 0.1},
+    "label_review": {"by": "p", "rows": 12},
+    "label_corrections": {"new_classes": True},
+}
 #: Operators on what probes leave of labelled rows, beside those in `SELECTORS`.
 OF_LABELS = (
     *("aum", "data_map", "early_learning_target", "el2n", "forgetting", "late_stopping"),
     *("confidence_weighted_entropy", "label_entropy", "label_loss", "max_softmax"),
     *("normalized_margin", "self_confidence", "training_loss"),
 )
+#: Operators on a score of two components.
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixture_posterior": {"by": "score", "distribution": "beta"},
+    "mixture_threshold": {"by": "score", "per": "label"},
+    "loss_gate": {"by": "score"},
+    "turn": {"by": "score", "threshold": 0.8},
+}
 #: Operators that look for the n-grams of a benchmark.
 OVERLAPS = ("contamination", "decontaminate")
 
@@ -172,6 +196,10 @@ def digest_of_operator(name: str) -> str:
         return digest_of_columns(name)
     if name in OVERLAPS:
         return digest_of_overlap(name)
+    if name in LABEL_ACTIONS:
+        return digest_of_label_action(name)
+    if name in MIXTURES:
+        return digest_of_mixtures(name)
     with tempfile.TemporaryDirectory() as folder:
         path = write_corpus(Path(folder) / "in.parquet", TEXTS)
         table = pl.read_parquet(path).with_columns(number=pl.int_range(pl.len()) * 37 % 101)
@@ -189,7 +217,8 @@ def digest_of_operator(name: str) -> str:
         table[::9].with_columns(pl.col("text") + "!").write_parquet(f"{folder}/reference.parquet")
         write_corpus(Path(folder) / "known.parquet", KNOWN)
         given = json.dumps(SELECTORS[name])
-        for reference in ("reference.parquet", "known.parquet"):
+        write_dynamics(Path(folder) / "dynamics.records", table["id"].to_list())
+        for reference in ("reference.parquet", "known.parquet", "dynamics.records"):
             given = given.replace(reference, f"{folder}/{reference}")
         params = json.loads(given)
         result = tamis.run(
@@ -204,6 +233,23 @@ def digest_of_operator(name: str) -> str:
             _, rows = query(result.workspace, f"SELECT {columns} FROM scores ORDER BY row_id")
             return digest_of([repr(row) for row in rows])
         return digest_of([repr(row) for row in decisions_of(result)])
+
+
+def write_dynamics(folder: Path, ids: list[str]) -> None:
+    """Records of two runs of three epochs, some twice and some missing."""
+    random = np.random.default_rng(5)
+    for run, epoch in ((r, e) for r in range(2) for e in range(3)):
+        some = random.choice(ids, len(ids)).tolist()
+        columns: dict[str, Any] = {
+            field.name: random.integers(0, 2 if pa.types.is_boolean(field.type) else 9, len(ids))
+            for field in RECORD
+        }
+        columns |= {"row_id": some, "epoch": np.full(len(ids), epoch)}
+        arrays = [pa.array(columns[field.name]) for field in RECORD]
+        schema = RECORD.set(0, pa.field("row_id", pa.string(), nullable=False))
+        table = pa.table(arrays, names=RECORD.names).cast(schema)
+        path = folder / f"run-{run}/epoch-{epoch:05d}.parquet"
+        write_records(path, table, {"run": run, "epoch": epoch})
 
 
 def decisions_of(result: Any) -> list[tuple[Any, ...]]:
@@ -319,6 +365,81 @@ def digest_of_columns(name: str) -> str:
         _, rows = query(workspace, f"SELECT {names} FROM scores ORDER BY row_id")
         for column in zip(*rows, strict=True):
             assert len(set(column)) > 1
+        return digest_of([repr(row) for row in rows])
+
+
+def digest_of_label_action(name: str) -> str:
+    """What an operator decides of rows with made-up judgements of their labels."""
+    count = 60
+    given = [i * 7 % 3 for i in range(count)]
+    probs = [[(i * k % 5 + 1) / 16 for k in (1, 2)] for i in range(count)]
+    table = pa.table(
+        {
+            "id": [f"r{i}" for i in range(count)],
+            "label": ["abc"[code] for code in given],
+            "p": [(i * 37 % 64) / 64 if i % 9 else None for i in range(count)],
+            "number": [i % 12 for i in range(count)],
+            "probe_label": given,
+            "probe_probs": [[*p, 1 - sum(p)] if i % 8 else None for i, p in enumerate(probs)],
+            "probe_suggested": ["abc"[i % 3] if i % 7 else None for i in range(count)],
+            "probe_suggested_prob": [(i % 8) / 8 for i in range(count)],
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        pq.write_table(table, f"{folder}/in.parquet")
+        params = dict(LABEL_ACTIONS[name])
+        recipe: dict[str, Any] = {
+            "corpus": {"path": f"{folder}/in.parquet", "roles": {"id": "id", "label": "label"}},
+            "stages": [],
+            "workspace": f"{folder}/work",
+        }
+        if name == "label_corrections":
+            _, ids = query(tamis.run(recipe).workspace, "SELECT row_id FROM rows ORDER BY row_id")
+            said = [("keep", ""), ("relabel", "d"), ("drop", ""), ("", "a"), ("", "")]
+            lines = [f"{row},{','.join(said[i % 5])}" for i, (row,) in enumerate(ids)]
+            params["path"] = f"{folder}/said.csv"
+            Path(params["path"]).write_text("\n".join(["row_id,verdict,label", *lines]))
+        result = tamis.run({**recipe, "stages": [{"operator": name, **params}]})
+        fields = set()
+        if name != "label_errors":
+            fields = set(operators()[name](**params).fields().names)  # type: ignore[attr-defined]
+        told = ", ".join(f"round({f}, 9)" if "informa" in f else f for f in sorted(fields))
+        _, scores = query(result.workspace, f"SELECT row_id, {told} FROM scores ORDER BY row_id")
+        decisions = [
+            tuple(round(part, 9) if isinstance(part, float) else part for part in row)
+            for row in decisions_of(result)
+        ]
+        assert len(set(map(repr, scores))) == count
+        return digest_of([repr(row) for row in [*scores, *decisions]])
+
+
+def digest_of_mixtures(name: str) -> str:
+    """What is made of a score of two components, but for the last bits."""
+    draws = np.random.default_rng(12)
+    score = np.r_[draws.beta(2, 10, 400), draws.beta(8, 3, 150), np.nan]
+    labels = draws.choice(["a", "b", "c"], len(score), p=[0.5, 0.3, 0.2])
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_corpus(Path(folder) / "in.parquet", [f"text {n}" for n in range(len(score))])
+        columns = {"score": score, "label": labels}
+        pl.read_parquet(path).with_columns(
+            **{k: pl.Series(v) for k, v in columns.items()}
+        ).write_parquet(path)
+        roles = {"text": "text", "id": "id", "label": "label"}
+        result = tamis.run(
+            {
+                "corpus": {"path": str(path), "roles": roles},
+                "stages": [{"operator": name, **MIXTURES[name]}],
+                "workspace": f"{folder}/work",
+            }
+        )
+        if name == "mixture_posterior":
+            sql = "SELECT round(mixture_posterior, 6) FROM scores ORDER BY row_id"
+            rows = query(result.workspace, sql)[1]
+        else:
+            found = result.decisions.sort("id_hi").collect()
+            figures = pl.col("value", "threshold").round(6)
+            rows = found.select("id_hi", "action", "reason", figures).rows()
+        assert len(set(rows)) > 100
         return digest_of([repr(row) for row in rows])
 
 

@@ -198,7 +198,7 @@ def dynamics(
     Args:
         folder: of training records; several are runs of one training set.
         skip_epochs: epochs at the beginning that do not count.
-        until: the last epoch that counts, from 0.
+        until: epochs of a run, those skipped included, after which none counts.
 
     Returns:
         A polars DataFrame by ascending ``row_id``: ``aum``, ``confidence``, ``variability``,

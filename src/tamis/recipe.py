@@ -85,6 +85,7 @@ from tamis.selectors import (  # noqa: F401
     subclasses,
     substring_dedup,
     topics,
+    training_dynamics,
     turn,
     where,
 )

@@ -44,8 +44,9 @@ def corpus_of(probs: Any, label: Any) -> pa.Table:
     )
 
 
-def scored(folder: Path, table: pa.Table, **params: Any) -> Ran:
-    return run(folder, table, {"operator": "confident_learning", "probs": "p", **params}, add=ADD)
+def scored(folder: Path, table: pa.Table, memory: str | None = None, **params: Any) -> Ran:
+    stage = {"operator": "confident_learning", "probs": "p", **params}
+    return run(folder, table, stage, add=ADD, memory=memory)
 
 
 @pytest.mark.parametrize(
@@ -145,3 +146,10 @@ def test_the_package_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with pytest.raises(UserError, match="needs the package cleanlab") as caught:
         ConfidentLearning().resolve(tmp_path)
     assert "tamis[labels]" in str(caught.value.mend)
+
+
+def test_more_classes_than_memory_is_left_for(tmp_path: Path) -> None:
+    """Held before anything is allocated: cleanlab's matrices have classes x classes numbers."""
+    table = corpus_of([[1 / 9000] * 9000] * 2, [0, 1])
+    with pytest.raises(UserError, match=r"2 rows by 9,000 classes need .* more than memory"):
+        scored(tmp_path, table, memory="2GB")

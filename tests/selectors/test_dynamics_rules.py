@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tamis.scoring.column_scorer import vectors
 from tamis.selectors.dynamics_rules import AumThreshold, LateStoppingPrune
 from tamis.storage.errors import UserError
 from tests.selectors.sample_tools import Ran, run, shuffled
@@ -120,6 +121,25 @@ def test_aum_threshold_in_a_run(tmp_path: Path) -> None:
     assert (lost["value"] < lost["threshold"]).all()
     again = aum_run(tmp_path / "b", shuffled(table), workers=2, rows_per_group=70)
     assert again.rows.equals(found.rows)
+
+
+def test_wide_lists_of_earlier_stages_come_in_bounded_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = trained()
+    whole = aum_run(tmp_path / "a", table, rows_per_group=600)
+    sizes = []
+
+    def seen(batch: pa.RecordBatch, name: str) -> Any:
+        sizes.append(batch.num_rows)
+        return vectors(batch, name)
+
+    monkeypatch.setattr("tamis.storage.columns.BATCH_BYTES", 500)
+    monkeypatch.setattr("tamis.selectors.dynamics_rules.vectors", seen)
+    cut = aum_run(tmp_path / "b", table, rows_per_group=600)
+    assert cut.kept == whole.kept
+    assert max(sizes) < 40  # two numbers and an offset a row, of 20 bytes
+    assert sum(sizes) == 2 * 600
 
 
 def test_no_threshold_samples_and_other_runs(tmp_path: Path) -> None:

@@ -14,7 +14,12 @@ from tamis.selectors.nearest import nearest_others
 from tests.selectors.sample_tools import Ran, run, shuffled, table_of
 from tests.selectors.test_nearest import unit_rows
 
-STAGE: dict[str, Any] = {"operator": "label_agreement", "embedding": "vector", "k": 7}
+STAGE: dict[str, Any] = {
+    "operator": "label_agreement",
+    "embedding": "vector",
+    "k": 7,
+    "weights": "uniform",
+}
 ADD = ["label_agreement", "label_agreement_class"]
 Matrix = npt.NDArray[Any]
 
@@ -95,10 +100,10 @@ def slow(matrix: Matrix, k: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("k", [1, 3, 30])
-@pytest.mark.parametrize("block", [7, 1 << 15])
+@pytest.mark.parametrize("block", [7, 1 << 11])
 def test_nearest_others(monkeypatch: pytest.MonkeyPatch, k: int, block: int) -> None:
     """With rows that are equal, rows of zeros, and references in several blocks."""
-    monkeypatch.setattr(nearest, "REFERENCES", block)
+    monkeypatch.setattr(nearest, "BLOCK_ROWS", block)
     matrix = unit_rows(25, 8, 1)
     matrix[[3, 9, 10, 11, 20, 24]] = matrix[3]
     matrix[[5, 21]] = 0

@@ -1,16 +1,25 @@
 """What a person has filled in comes back: labels are changed, confirmed, rows dropped."""
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 import tamis
+from tamis.recipe import check_recipe
+from tamis.scoring.operator import REGISTRY
+from tamis.selectors.label_errors import LabelErrors
+from tamis.selectors.labels import as_names
+from tamis.selectors.relabel import Relabel
 from tamis.selectors.review_files import CELL, read_corrections, write_csv
+from tamis.selectors.table import Table
+from tamis.selectors.table_scorer import TableScorer
 from tests.selectors.label_tools import (
     CLASSES,
     act,
@@ -296,19 +305,79 @@ def test_keep_means_the_label_that_was_shown(tmp_path: Path) -> None:
         assert row["label"] == row["given_label"] != row["probe_suggested"]
 
 
-def test_a_probability_of_before_says_nothing_of_a_new_label(tmp_path: Path) -> None:
-    """A later judgement of the new label does: then the row may go after all."""
-    table = rows(40)
-    stages = [
-        {"operator": "relabel", "confidence": 0.9},
-        {"operator": "label_weight", "name": "second"},
-        {"operator": "label_errors"},
-        {"operator": "label_errors", "name": "late", "by": "half"},
-    ]
-    half = table.append_column("half", pa.array([0.6] * 40))
-    result = act(tmp_path, half, *stages)
-    # Both columns came with the corpus, so both are about the labels before.
-    assert set(result.kept.collect()["action"]) == {"relabel"}
+class Judge(TableScorer):
+    """P(wrong) of the labels as they are when it runs."""
+
+    operator: Literal["test_judge"] = "test_judge"
+    version: ClassVar[int] = 1
+    roles: ClassVar[tuple[str, ...]] = ("label",)
+
+    def key_parts(self) -> dict[str, Any]:
+        return {**super().key_parts(), "column": self.stage}
+
+    def fields(self) -> pa.Schema:
+        return pa.schema([pa.field(self.stage, pa.float64())])
+
+    def compute(self, table: Table) -> Iterator[pa.RecordBatch]:
+        wrong = pc.equal(as_names(table.role("label")), "neg").combine_chunks()
+        yield pa.record_batch([wrong.cast(pa.float64())], schema=self.fields())
+
+
+class Mean(TableScorer):
+    """Of two judgements."""
+
+    operator: Literal["test_mean"] = "test_mean"
+    version: ClassVar[int] = 1
+
+    def reads(self) -> set[str]:
+        return {"before", "after"}
+
+    def fields(self) -> pa.Schema:
+        return pa.schema([pa.field("mean", pa.float64())])
+
+    def compute(self, table: Table) -> Iterator[pa.RecordBatch]:
+        yield pa.record_batch([pa.array([0.5] * len(table))], schema=self.fields())
+
+
+# They are for this test alone.
+for cls in (Judge, Mean):
+    del REGISTRY[cls.model_fields["operator"].default]
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_a_judgement_of_before_says_nothing_of_a_new_label(tmp_path: Path) -> None:
+    """One of the new label does: then the row may go after all."""
+    table = rows(90)
+    suggested = pa.array(["neg"] * 45 + ["pos"] * 45)
+    place = table.column_names.index("probe_suggested")
+    table = table.set_column(place, "probe_suggested", suggested)
+    relabel = Relabel(by="before", confidence=0.0, threshold=1.0)  # those that are neg
+    before, after = Judge(name="before"), Judge(name="after")
+    given = table["label"].to_pylist()
+    moved = [label == "neg" and number >= 45 for number, label in enumerate(given)]
+    stays = [label == "neg" and number < 45 for number, label in enumerate(given)]
+    assert 5 < sum(moved) < 40
+    assert 5 < sum(stays) < 40
+    plain = check_recipe(recipe(tmp_path, table, []))
+
+    def lost(by: str, *stages: Any) -> set[str]:
+        errors = LabelErrors(by=by)
+        result = tamis.run(plain.model_copy(update={"stages": [*stages, errors]}))
+        return set(table["id"].to_pylist()) - set(written(result)["id"].to_pylist())
+
+    names = table["id"].to_pylist()
+    left = {name for name, here in zip(names, stays, strict=True) if here}
+    were = left | {name for name, here in zip(names, moved, strict=True) if here}
+    assert lost("before", before) == were
+    assert lost("before", before, relabel) == left
+    assert lost("after", before, relabel, after) == left
+    assert lost("mean", before, after, Mean(), relabel) == set(names) - (were - left)
+    assert lost("mean", before, relabel, after, Mean()) == set(names) - (were - left)
+    flipped = Relabel(by="before", confidence=0.0, threshold=0.0)  # all: 45 of them to neg
+    now = {name for number, name in enumerate(names) if number < 45}
+    assert lost("after", before, flipped, after) == now
+    changed = {n for n, g, s in zip(names, given, suggested.to_pylist(), strict=True) if g != s}
+    assert lost("mean", before, flipped, after, Mean()) == set(names) - changed
 
 
 def test_the_file_must_stay_as_it_is(tmp_path: Path) -> None:
@@ -393,9 +462,9 @@ def test_long_texts_are_cut_for_spreadsheets_only(tmp_path: Path) -> None:
     assert sorted(map(len, pq.read_table(queues[1])["text"].to_pylist())) == [1, 40_001, 100_000]
 
 
+@pytest.mark.slow
 def test_plan_samples_a_recipe_with_corrections(tmp_path: Path) -> None:
     from tamis.flows.plan import plan
-    from tamis.recipe import check_recipe
 
     table = rows(200)
     ids = _ids(tmp_path, table)

@@ -13,6 +13,7 @@ import pytest
 from tamis.storage import epochs, record_streams
 from tamis.storage.dynamics import FOOTER, RECORD, find_dynamics, write_records
 from tamis.storage.epochs import COLUMNS, read_blocks
+from tamis.storage.errors import UserError
 
 FLOATS = ("label_prob", "loss", "entropy", "el2n")
 
@@ -162,3 +163,182 @@ def test_blocks_equal_a_slow_version(
     assert ids == found[0]
     for name, matrix in columns.items():
         assert matrix.tobytes() == found[1][name].tobytes(), name
+
+
+def test_neither_the_order_of_files_nor_of_records_matters(tmp_path: Path) -> None:
+    """Repeats of a row are told apart by step and rank, which stay with them."""
+    random = np.random.default_rng(7)
+    tables = [
+        records(random, [*range(50), *range(0, 50, 3), *range(0, 50, 7)], epoch)
+        for epoch in (0, 0, 1)
+    ]
+    for rank, table in enumerate(tables[:2]):
+        write(tmp_path / "a", f"run-0/epoch-00000.rank-{rank}.parquet", table)
+    write(tmp_path / "a", "run-0/epoch-00001.parquet", tables[2])
+    shuffled = [table.take(random.permutation(len(table))) for table in tables]
+    for rank in (1, 0):  # names that sort the other way round
+        write(tmp_path / "b", f"x/{9 - rank}.parquet", shuffled[rank], epoch=0, rank=rank, run=0)
+    write(tmp_path / "b", "x/0.parquet", shuffled[2], epoch=1, run=0)
+    one, other = read(tmp_path / "a"), read(tmp_path / "b", workers=1)
+    assert one[0] == other[0]
+    for name, matrix in one[1].items():
+        assert matrix.tobytes() == other[1][name].tobytes(), name
+
+
+def test_a_class_that_comes_late_and_an_epoch_that_is_missing(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    for epoch, ids in ((0, [1, 2]), (3, [1, 2, 3])):
+        table = records(random, ids, epoch)
+        table = table.set_column(
+            3, table.schema.field(3), [pa.array([n + epoch for n in range(len(ids))], pa.int32())]
+        )
+        write(tmp_path, f"epoch-{epoch:05d}.parquet", table)
+    found = find_dynamics(str(tmp_path))
+    assert (found.runs, found.first, found.last) == (1, 0, 3)
+    assert found.missing() == [(0, 1), (0, 2)]
+    ids, columns = read(tmp_path)
+    assert ids == [1, 2, 3]
+    assert columns["label"].tolist() == [[0, -1, -1, 3], [1, -1, -1, 4], [-1, -1, -1, 5]]
+    assert np.isnan(columns["margin"][:, 1:3]).all()
+
+
+def test_one_row(tmp_path: Path) -> None:
+    write(tmp_path, "epoch-00000.parquet", records(np.random.default_rng(1), ["only"], 0))
+    ids, columns = read(tmp_path)
+    assert ids == ["only"]
+    assert columns["updates"].tolist() == [[1]]
+
+
+def test_a_file_without_rows(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    write(tmp_path, "epoch-00000.parquet", records(random, [4, 5], 0))
+    write(tmp_path, "epoch-00001.parquet", records(random, [], 1), epoch=1)
+    assert read(tmp_path)[1]["updates"].tolist() == [[1, 0], [1, 0]]
+
+
+def test_other_types_that_hold_the_same_numbers(tmp_path: Path) -> None:
+    """As pandas or polars write them: float64, int64, large strings, dictionaries, no step."""
+    table = records(np.random.default_rng(1), ["b", "a", "ä"], 0)
+    write(tmp_path / "a", "epoch-00000.parquet", table)
+    wide = table.drop_columns(["step"])
+    for n, field in enumerate(wide.schema):
+        kind = {pa.float32(): pa.float64(), pa.int32(): pa.int64()}.get(field.type, field.type)
+        if field.name == "row_id":
+            kind = pa.dictionary(pa.int32(), pa.large_string())
+        wide = wide.set_column(n, pa.field(field.name, kind), wide[field.name].cast(kind))
+    write(tmp_path / "b", "epoch-00000.parquet", wide)
+    one, other = read(tmp_path / "a"), read(tmp_path / "b")
+    assert one[0] == other[0] == ["a", "b", "ä"]
+    for name, matrix in one[1].items():
+        np.testing.assert_array_equal(matrix, other[1][name])
+
+
+def test_the_longest_integers(tmp_path: Path) -> None:
+    ids = [2**63 - 1, -(2**63), 0, -1]
+    write(tmp_path, "epoch-00000.parquet", records(np.random.default_rng(1), ids, 0))
+    assert read(tmp_path)[0] == sorted(ids)
+
+
+def test_epochs_that_do_not_count(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    for epoch in range(5):
+        write(tmp_path, f"epoch-{epoch:05d}.parquet", records(random, [1], epoch))
+    found = find_dynamics(str(tmp_path))
+    some = found.between(1, 4)
+    assert [file.epoch for file in some.files] == [1, 2, 3]
+    assert (some.first, some.epochs) == (1, 3)
+    with pytest.raises(UserError, match="epochs 0 to 4"):
+        found.between(5, None)
+
+
+def replaced(table: pa.Table, name: str, values: Any) -> pa.Table:
+    place = table.schema.get_field_index(name)
+    array = pa.array(values)
+    return table.set_column(place, pa.field(name, array.type), array)
+
+
+@pytest.mark.parametrize(
+    ("change", "told", "says"),
+    [
+        (lambda t: t.drop_columns(["loss"]), {}, "no column 'loss'"),
+        (lambda t: replaced(t, "loss", ["a", "b"]), {}, "'loss': expected float, found string"),
+        (lambda t: replaced(t, "row_id", [0.5, 1.5]), {}, "'row_id': expected int64, found double"),
+        (lambda t: replaced(t, "epoch", [0, 1]), {}, "column epoch holds 0 to 1"),
+        (lambda t: replaced(t, "epoch", [-1, -1]), {}, "epochs are from 0"),
+        (lambda t: t, {"epoch": 4}, "column epoch holds 0, but its footer says epoch 4"),
+        (lambda t: t, {"version": 2}, "version 2, this tamis reads version 1"),
+        (lambda t: replaced(t, "loss", [None, 1.0]), {}, "null in record 0"),
+        (lambda t: replaced(t, "row_id", [3, None]), {}, "null in record 1"),
+        (lambda t: t[::-1], {"sorted": True}, "says that row_id ascends, but record 1 does not"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, change: Any, told: Any, says: str) -> None:
+    table = records(np.random.default_rng(1), [1, 2], 0)
+    path = write(tmp_path, "epoch-00000.parquet", change(table), **told)
+    with pytest.raises(UserError, match=says) as error:
+        read(tmp_path)
+    assert str(path) in str(error.value)
+
+
+def test_a_footer_that_is_no_json(tmp_path: Path) -> None:
+    table = records(np.random.default_rng(1), [1, 2], 0)
+    pq.write_table(table.replace_schema_metadata({FOOTER: "?"}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="this tamis reads version 1"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, -1])
+def test_a_truncated_file(tmp_path: Path, keep: float) -> None:
+    path = write(tmp_path, "a.parquet", records(np.random.default_rng(1), list(range(5000)), 0))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep) if 0 < keep < 1 else keep])
+    with pytest.raises(UserError, match="not a whole Parquet file"):
+        read(tmp_path)
+
+
+def test_damage_in_the_middle(tmp_path: Path) -> None:
+    """Whose footer is whole: found when it is read, and told with the file's name."""
+    path = write(tmp_path, "a.parquet", records(np.random.default_rng(1), list(range(50_000)), 0))
+    whole = bytearray(path.read_bytes())
+    whole[2_000:200_000] = b"\xff" * 198_000
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match=r"a\.parquet: .*cannot be read"):
+        read(tmp_path)
+
+
+def test_ids_of_several_types(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    write(tmp_path, "epoch-00000.parquet", records(random, [1, 2], 0))
+    write(tmp_path, "epoch-00001.parquet", records(random, ["1", "2"], 1))
+    with pytest.raises(UserError, match=r"epoch-00001\.parquet: row_id: expected int64 .* strings"):
+        find_dynamics(str(tmp_path))
+
+
+def test_the_same_part_twice(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    for name in "ab":
+        write(tmp_path, f"{name}.parquet", records(random, [1, 2], 0))
+    with pytest.raises(UserError, match=r"b\.parquet: holds the same .*a\.parquet"):
+        find_dynamics(str(tmp_path))
+
+
+@pytest.mark.parametrize("make", [False, True])
+def test_no_records(tmp_path: Path, make: bool) -> None:
+    folder = tmp_path / "records"
+    if make:
+        folder.mkdir()
+        (folder / "readme.txt").write_text("nothing")
+    with pytest.raises(UserError, match="no Parquet files" if make else "no such folder"):
+        find_dynamics(str(folder))
+
+
+def test_records_in_memory_of_fsspec(tmp_path: Path) -> None:
+    from upath import UPath
+
+    home = UPath("memory://tamis-records/run-0")
+    home.mkdir(parents=True, exist_ok=True)
+    path = write(tmp_path, "a.parquet", records(np.random.default_rng(1), [3, 1], 0))
+    (home / "epoch-00000.parquet").write_bytes(path.read_bytes())
+    found = find_dynamics("memory://tamis-records")
+    (block,) = read_blocks(found, ["loss"], workers=1)
+    assert block.row_id.to_pylist() == [1, 3]

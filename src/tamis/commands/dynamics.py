@@ -26,7 +26,7 @@ def dynamics(
         int, typer.Option(min=0, help="Epochs at the beginning that do not count.")
     ] = 0,
     until: Annotated[
-        int | None, typer.Option(min=0, metavar="EPOCH", help="The last epoch that counts.")
+        int | None, typer.Option(min=1, help="Epochs after which none counts; all if not given.")
     ] = None,
     workers: Workers = None,
     as_json: AsJson = False,

@@ -424,9 +424,9 @@ def write_dataset(run: Run, writer: DatasetWriter, weight: Beside) -> list[Outpu
     """
     assert run.recipe.output is not None
     added = run.recipe.output.added
-    fields = {c: run.scores[n].operator.fields().field(n) for c, n in added.items()}
     given, weights = marked_columns(run.recipe)
-    fields |= dict.fromkeys(weights, DECISION.field("weight"))
+    fields = dict.fromkeys(weights, DECISION.field("weight"))
+    fields |= {c: run.scores[n].operator.fields().field(n) for c, n in added.items()}
     schema = dataset_schema(run.corpus.schema, fields, given)
     entries: list[OutputFile] = []
 

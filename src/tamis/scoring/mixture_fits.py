@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from tamis.storage.grouping import counting_sort
 from tamis.storage.kernels import INLINE, KERNEL, Int64s
 
 Float64s = npt.NDArray[np.float64]
@@ -102,14 +103,14 @@ def scaled_sample(
     there = np.isfinite(value)
     scores = value[there]
     if group is None or groups == 1:
-        scores = np.sort(scores)
-        size = np.full(groups, len(scores), np.int64)
+        start = np.array([0, *[len(scores)] * groups])
     else:
-        mine = group[there]
-        scores = scores[np.lexsort((scores, mine))]
-        size = np.bincount(mine, minlength=groups)
-    end = np.cumsum(size)
-    begin = end - size
+        order, start = counting_sort(group[there], groups)
+        scores = scores[order]
+    begin, end = start[:-1], start[1:].copy()
+    size = end - begin
+    for number in np.flatnonzero(size > 1):
+        scores[begin[number] : end[number]].sort()
     low, high = np.full(groups, np.nan), np.full(groups, np.nan)
     filled = size > 0
     if scale == "none":

@@ -5,7 +5,7 @@ the order of rows in an epoch) is a hash of the row's key, so that nothing depen
 lie.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from threading import Lock
@@ -113,7 +113,7 @@ def folds_of(rows: Rows, folds: int, draw: int) -> Int64s:
 
 def study(
     rows: Rows,
-    how: Training,
+    hows: Sequence[Training],
     *,
     threshold_runs: int,
     folds: int,
@@ -125,7 +125,8 @@ def study(
     """Train all probes.
 
     Args:
-        how: of every training; each has a seed of its own beside it.
+        hows: ways to train, all of as many epochs. Every row is judged by a probe of each;
+            recorded ones are trained in the first way. Each training has a seed of its own.
         threshold_runs: recorded trainings with threshold samples of their own; 0: one without.
         folds, repeats: cuts of the rows, and parts of a cut.
         logits: whether to keep all logits of recorded trainings.
@@ -140,7 +141,7 @@ def study(
     runs = threshold_runs or 1
     chosen = threshold_samples(rows, threshold_runs) if threshold_runs else None
     ordinary = np.ones((n, runs), np.bool_) if chosen is None else ~chosen
-    times = runs * how.epochs
+    times = runs * hows[0].epochs
     recorded: dict[str, npt.NDArray[np.generic]] = {
         name: np.empty((n, times), kind) for name, kind in RECORDED.items()
     }
@@ -149,10 +150,11 @@ def study(
     probs: Float32s = np.zeros((n, classes), np.float32)
     lock = Lock()
     parts = min(folds, n)
-    done, epochs = 0, (runs + repeats * parts) * how.epochs
+    done, epochs = 0, (runs + repeats * len(hows) * parts) * hows[0].epochs
 
     def fit(
         number: int,
+        how: Training,
         of: Int64s,
         labels: Int64s,
         outputs: int,
@@ -172,7 +174,7 @@ def study(
         labels = np.where(ordinary[:, run], rows.labels, classes)
 
         def seen(epoch: int, batch: Int64s, found: Float32s) -> None:
-            at = run * how.epochs + epoch
+            at = run * hows[0].epochs + epoch
             record = records_of(found, labels[batch])
             recorded["margin"][batch, at] = record.label_logit - record.other_logit
             for name in ("label_prob", "loss", "entropy", "el2n", "correct", "other"):
@@ -181,18 +183,19 @@ def study(
                 kept[batch, at] = found[:, :classes]
 
         outputs = classes + (threshold_runs > 0)
-        for _ in fit(1 + repeats + run, np.arange(n), labels, outputs, seen):
+        for _ in fit(1 + repeats + run, hows[0], np.arange(n), labels, outputs, seen):
             pass
 
     def judge(cut: int, fold: Int64s, part: int) -> None:
         held = np.flatnonzero(fold == part)
         of = np.flatnonzero(fold != part)
-        number = 1 + repeats + runs + cut * folds + part
         block = max(1, _LOGITS_AT_ONCE // classes)
-        for probe in fit(number, of, rows.labels[of], classes):
-            for begin in range(0, len(held), block):
-                some = held[begin : begin + block]
-                probs[some] += softmax(probe.logits(rows.matrix[some]))
+        for at, how in enumerate(hows):
+            number = 1 + repeats + runs + (cut * len(hows) + at) * folds + part
+            for probe in fit(number, how, of, rows.labels[of], classes):
+                for begin in range(0, len(held), block):
+                    some = held[begin : begin + block]
+                    probs[some] += softmax(probe.logits(rows.matrix[some]))
 
     todo: list[Callable[[], None]] = [partial(record, run) for run in range(runs)]
     for cut in range(repeats):
@@ -201,5 +204,5 @@ def study(
         # One cut after the other, so that probabilities are summed in the same order every time.
         in_threads(lambda task: task(), todo, workers)
         todo = []
-    probs /= repeats * how.epochs
+    probs /= repeats * len(hows) * hows[0].epochs
     return Dynamics(recorded, ordinary, kept), probs

@@ -64,11 +64,12 @@ def _deviations(values, updates, mean, out):  # type: ignore[no-untyped-def]
 def _last(values, updates, out):  # type: ignore[no-untyped-def]
     for row in range(values.shape[0]):
         out[row] = np.nan
-        for t in range(values.shape[1] - 1, -1, -1):
+        for t in range(values.shape[1]):
             if updates[row, t] > 0:
-                if np.isfinite(values[row, t]):
-                    out[row] = values[row, t]
-                break
+                out[row] = values[row, t]
+                if not np.isfinite(values[row, t]):
+                    out[row] = np.nan
+                    break
 
 
 @njit(**KERNEL)

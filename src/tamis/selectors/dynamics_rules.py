@@ -53,9 +53,8 @@ class AumThreshold(Selector):
             raise UserError(
                 f"{self.stage}: run {int(np.flatnonzero(counts == 0)[0])} of {self.dynamics} has "
                 "no threshold samples, so there is no cut-off",
-                mend="train with them: rows given to a class of their own, which the columns "
-                f"{self.dynamics}_ordinary tell (see docs/label-scores.md); or cut `aum` with "
-                "`quantile` or a mixture",
+                mend="train with them (`threshold_runs: 2` of `probe`; records of another training "
+                "tell them: docs/label-scores.md), or cut `aum` with `quantile` or a mixture",
             )
         run = np.nonzero(threshold.T)[0]
         cut = group_quantile(aum.T[threshold.T], run, aum.shape[1], self.quantile)

@@ -1,15 +1,26 @@
-"""The nearest rows of another set of vectors, exactly and in bounded memory."""
+"""The nearest rows of the same or of another set of vectors, exactly and in bounded memory."""
 
+from contextlib import nullcontext
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
+from numba import float32, njit
 
 from tamis.selectors.clusters import nearest_centroids
-from tamis.selectors.inner_products import Float32s, Float64s
-from tamis.storage.kernels import Int64s
+from tamis.selectors.inner_products import (
+    Float32s,
+    Float64s,
+    exact_similarity,
+    one_blas_thread,
+    slack,
+)
+from tamis.storage.kernels import KERNEL, Int64s, in_threads
 
 #: Reference rows compared at a time.
 REFERENCES = 1 << 15
+#: Rows of one set compared at a time with as many others: 16 MB of scores for every thread.
+BLOCK_ROWS = 1 << 11
 
 
 class Nearest(NamedTuple):
@@ -55,7 +66,8 @@ class Neighbours(NamedTuple):
 def nearest_others(matrix: Float32s, k: int, workers: int = 1) -> Neighbours:
     """The k rows with the highest cosine to every row, itself left out; ties by the smaller number.
 
-    Every pair is compared: the time grows with n * n * d. A row of zeros is near to nothing.
+    Every pair is compared, once for both of its rows: the time grows with n * n * d / 2. A row of
+    zeros is near to nothing.
 
     Args:
         matrix: float32 ``(n, d)``, unit rows or zeros.
@@ -69,26 +81,74 @@ def nearest_others(matrix: Float32s, k: int, workers: int = 1) -> Neighbours:
     """
     some = np.flatnonzero(matrix.any(axis=1))
     unit = matrix if len(some) == len(matrix) else matrix[some]
+    near = np.full((len(unit), k), -1, np.int64)
+    value = np.full((len(unit), k), -np.inf)
+    bar = np.full(len(unit), -np.inf, np.float32)
+    margin = np.float32(slack(matrix.shape[1]))
+    begins = range(0, len(unit), BLOCK_ROWS)
+    locks = {begin: Lock() for begin in begins}
+
+    def work(pair: tuple[int, int]) -> None:
+        first, second = pair
+        x, y = (unit[begin : begin + BLOCK_ROWS] for begin in pair)
+        scores = x @ y.T
+        # In one order everywhere, so that no two wait for each other.
+        with locks[first], locks[second] if second > first else nullcontext():
+            _keep_nearest(scores, unit, first, second, margin, near, value, bar)
+
+    # Diagonals one after the other, so that threads seldom want the same block.
+    pairs = [
+        (begin, begin + gap)
+        for gap in begins
+        for begin in begins[: len(begins) - gap // BLOCK_ROWS]
+    ]
+    with one_blas_thread():
+        in_threads(work, pairs, workers)
     row = np.full((len(matrix), k), -1, np.int64)
     similarity = np.full((len(matrix), k), np.nan)
-    most = min(k, len(unit) - 1)
-    if most < 1:
-        return Neighbours(row, similarity)
-    # Itself is among the first k + 1, or k others that are equal to it come before.
-    best = np.full((len(unit), k + 1), -1, np.int64)
-    value = np.full((len(unit), k + 1), -np.inf)
-    for first in range(0, len(unit), REFERENCES):
-        found, cosine = nearest_centroids(unit, unit[first : first + REFERENCES], k + 1, workers)
-        if first:
-            both = np.hstack([value, cosine])
-            order = np.argsort(-both, axis=1, kind="stable")[:, : k + 1]
-            value = np.take_along_axis(both, order, axis=1)
-            best = np.take_along_axis(np.hstack([best, found + first]), order, axis=1)
-        else:
-            best[:, : found.shape[1]], value[:, : found.shape[1]] = found, cosine
-    itself = best == np.arange(len(unit))[:, None]
-    itself[~itself.any(axis=1), k] = True
-    others = np.argsort(itself, axis=1, kind="stable")[:, :most]
-    row[some, :most] = some[np.take_along_axis(best, others, axis=1)]
-    similarity[some, :most] = np.take_along_axis(value, others, axis=1)
+    row[some] = np.where(near >= 0, some[near] if len(some) else near, -1)
+    similarity[some] = np.where(near >= 0, value, np.nan)
     return Neighbours(row, similarity)
+
+
+@njit(**KERNEL)
+def _keep_nearest(scores, rows, first, second, margin, near, value, bar):  # type: ignore[no-untyped-def]
+    """Put the pairs of two blocks into the lists of both rows of each.
+
+    `scores` are within `margin` of the similarities: they only say which pairs may matter. A row's
+    `bar` is what a score must reach for that.
+    """
+    hits = np.empty(scores.shape[1], np.int64)
+    for i in range(scores.shape[0]):
+        a = first + i
+        line = scores[i]
+        count = 0
+        mine = bar[a]
+        # Few pairs get beyond this loop, which is all that most of the time goes into.
+        for j in range(i + 1 if first == second else 0, scores.shape[1]):
+            hits[count] = j
+            count += (line[j] >= mine) | (line[j] >= bar[second + j])
+        for place in range(count):
+            j = hits[place]
+            b = second + j
+            if line[j] < bar[a] and line[j] < bar[b]:
+                continue  # the bar has risen since
+            exact = exact_similarity(rows[a], rows[b])
+            for side in range(2):
+                row, other = (a, b) if side == 0 else (b, a)
+                last = near.shape[1] - 1
+                if exact < value[row, last] or (
+                    exact == value[row, last] and other > near[row, last] >= 0
+                ):
+                    continue
+                at = last
+                while at > 0 and (
+                    exact > value[row, at - 1]
+                    or (exact == value[row, at - 1] and other < near[row, at - 1])
+                ):
+                    value[row, at] = value[row, at - 1]
+                    near[row, at] = near[row, at - 1]
+                    at -= 1
+                value[row, at] = exact
+                near[row, at] = other
+                bar[row] = float32(value[row, last]) - margin

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -46,10 +46,17 @@ class Probe(TableScorer):
         default="embedding",
         description="vectors: a signal of an earlier stage or a column of the corpus",
     )
-    hidden: int = Field(
-        default=0, ge=0, description="numbers of a hidden layer; 0: none, a linear probe"
+    hidden: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[0],
+        min_length=1,
+        description="hidden layers of the probes that judge rows, 0: none, a linear probe; the "
+        "first is that of the recorded ones too",
     )
-    loss: Loss = Field(default="cross_entropy", description="what training makes small")
+    loss: Loss = Field(
+        default="gce",
+        description="what training makes small; generalised cross-entropy hardly learns from "
+        "labels that everything else speaks against",
+    )
     q: float = Field(default=0.7, gt=0, le=1, description="of generalised cross-entropy")
     beta: float = Field(
         default=0.7, ge=0, lt=1, description="memory of early-learning targets (unconfirmed)"
@@ -59,10 +66,10 @@ class Probe(TableScorer):
     )
     folds: int = Field(default=5, ge=2, le=100, description="parts that rows are judged in")
     repeats: int = Field(default=1, ge=1, le=100, description="cuts into folds, each with its seed")
-    epochs: int = Field(default=10, ge=1, le=1000, description="of every training (unconfirmed)")
+    epochs: int = Field(default=20, ge=1, le=1000, description="of every training (unconfirmed)")
     learning_rate: float = Field(default=1e-3, gt=0, description="of Adam, constant")
     weight_decay: float = Field(
-        default=0.0, ge=0, description="decoupled, times the learning rate (unconfirmed)"
+        default=10.0, ge=0, description="decoupled, times the learning rate (unconfirmed)"
     )
     batch_rows: int = Field(default=256, ge=1, description="rows of a step (unconfirmed)")
     threshold_runs: int = Field(
@@ -186,7 +193,7 @@ class Probe(TableScorer):
         with one_blas_thread():
             dynamics, probs = study(
                 Rows(found.matrix, codes, classes, keys.view(np.uint64)),
-                self._training(),
+                self._trainings(),
                 threshold_runs=self.threshold_runs,
                 folds=self.folds,
                 repeats=self.repeats,
@@ -217,9 +224,10 @@ class Probe(TableScorer):
             arrays = map(_array, columns, schema.types)
             yield pa.record_batch(list(arrays), schema=schema)
 
-    def _training(self) -> Training:
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Training)}
-        return Training(**given)
+    def _trainings(self) -> list[Training]:
+        names = {field.name for field in dataclasses.fields(Training)} - {"hidden"}
+        given = {name: getattr(self, name) for name in names}
+        return [Training(hidden=hidden, **given) for hidden in self.hidden]
 
     def _check_memory(self, table: Table, classes: int) -> None:
         allowed = self._wide(len(table), _CLASSES, workers=2)

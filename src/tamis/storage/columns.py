@@ -9,7 +9,7 @@ import pyarrow as pa
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
-from tamis.storage.corpus import BATCH_ROWS, Shard
+from tamis.storage.corpus import BATCH_BYTES, BATCH_ROWS, Shard
 from tamis.storage.errors import RunError
 from tamis.storage.files import kept_json, whole_file
 from tamis.storage.kernels import Int64s
@@ -65,18 +65,29 @@ class Cursor:
         self._rows: Int64s = np.zeros(0, np.int64)
         self._values: list[pa.Array] = []
 
+    def rows_at_once(self) -> int:
+        """Rows to take at a time, so that their values are of bounded bytes."""
+        if not len(self._rows):
+            self._more()
+        held: int = sum(values.nbytes for values in self._values)
+        return max(1, min(BATCH_ROWS, BATCH_BYTES * len(self._rows) // max(1, held)))
+
+    def _more(self) -> bool:
+        """Read on; says whether there was anything."""
+        part = next(self._parts, None)
+        if part is not None:
+            self._rows = np.concatenate([self._rows, part["row"].to_numpy()])
+            self._values.append(part[self._column])
+        return part is not None
+
     def take(self, rows: Int64s) -> pa.Array:
         """Values of some rows, at least one; ascending, also from call to call.
 
         Raises:
             RunError: if the sidecar lacks one of them.
         """
-        while not len(self._rows) or self._rows[-1] < rows[-1]:
-            part = next(self._parts, None)
-            if part is None:
-                break
-            self._rows = np.concatenate([self._rows, part["row"].to_numpy()])
-            self._values.append(part[self._column])
+        while (not len(self._rows) or self._rows[-1] < rows[-1]) and self._more():
+            pass
         at = np.searchsorted(self._rows, rows)
         if at[-1] == len(self._rows) or not np.array_equal(self._rows[at], rows):
             raise RunError(
@@ -103,12 +114,18 @@ def read_columns(
     own = list(dict.fromkeys(s for s in sources.values() if isinstance(s, str)))
     cursors = {n: Cursor(s, shard) for n, s in sources.items() if isinstance(s, Beside)}
     for rows, batch in _own_batches(shard, own, inside):
-        if len(rows):
+        if not len(rows):
+            continue
+        height = min((cursor.rows_at_once() for cursor in cursors.values()), default=len(rows))
+        for begin in range(0, len(rows), height):
+            some = rows[begin : begin + height]
             columns = [
-                cursors[name].take(rows) if isinstance(source, Beside) else batch[source]
+                cursors[name].take(some)
+                if isinstance(source, Beside)
+                else batch[source].slice(begin, height)
                 for name, source in sources.items()
             ]
-            yield rows, pa.record_batch(columns, names=list(sources))
+            yield some, pa.record_batch(columns, names=list(sources))
 
 
 def _own_batches(

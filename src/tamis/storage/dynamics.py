@@ -125,21 +125,22 @@ class Dynamics:
         epochs = range(self.first, self.last + 1)
         return [(r, e) for r in range(self.runs) for e in epochs if (r, e) not in there]
 
-    def between(self, first: int, last: int | None) -> "Dynamics":
-        """The same without epochs before `first` and after `last`.
+    def between(self, skip: int, until: int | None) -> "Dynamics":
+        """The same without epochs before `skip`, and without `until` and those after it.
 
         Raises:
             UserError: if none is left.
         """
-        end = self.last if last is None else min(last, self.last)
-        kept = tuple(file for file in self.files if first <= file.epoch <= end)
+        end = self.last if until is None else min(until - 1, self.last)
+        kept = tuple(file for file in self.files if skip <= file.epoch <= end)
         if not kept:
             raise UserError(
-                f"no records of epochs {first} to {self.last if last is None else last}",
-                where=shown(self.files[0].path),
+                f"no records are left without the first {skip} epochs"
+                + ("" if until is None else f" and those from {until} on"),
+                where=self.files[0].path,
                 mend=f"there are epochs {self.first} to {self.last}",
             )
-        return replace(self, files=kept, first=max(first, self.first), last=end)
+        return replace(self, files=kept, first=max(skip, self.first), last=end)
 
     def digest(self, workspace: Place) -> str:
         """Of the bytes of all files, whatever they are called; see `inputs.known_digest`."""
@@ -209,7 +210,7 @@ def _record_file(place: Place) -> RecordFile:
     try:
         with place_errors(place), parquet_file(place) as file:
             schema, footer = file.schema_arrow, file.metadata
-            told = _footer_of(schema, where)
+            told = _footer_of(footer, where)
             _check_columns(schema, where)
             epoch = _epoch_of(file, where)
             thresholds = _values_of(file, "threshold") != {False}
@@ -240,8 +241,8 @@ def _record_file(place: Place) -> RecordFile:
     )
 
 
-def _footer_of(schema: pa.Schema, where: str) -> dict[str, Any]:
-    text = (schema.metadata or {}).get(FOOTER)
+def _footer_of(footer: pq.FileMetaData, where: str) -> dict[str, Any]:
+    text = (footer.metadata or {}).get(FOOTER)
     if text is None:
         return {}
     try:

@@ -198,15 +198,16 @@ def _block(dynamics: Dynamics, names: list[str], taken: list[Taken], workers: in
     rows = len(ids)
     kinds = {"margin": np.float32, **{name: KINDS[name] for name in names[2:]}}
     columns = {name: np.empty((rows, epochs), kind) for name, kind in kinds.items()}
-    updates = np.zeros((rows, epochs), np.int32)
     by_epoch: dict[int, list[int]] = {}
     for n, some in enumerate(taken):
         file = some.stream.file
         epoch = file.run * dynamics.epochs + file.epoch - dynamics.first
         by_epoch.setdefault(epoch, []).append(n)
     full = {t: mine[0] for t, mine in by_epoch.items() if places[mine[0]] is None}
+    updates = np.ones((rows, epochs), np.int32)
     for t in range(epochs):
         if t not in full:
+            updates[:, t] = 0
             for matrix in columns.values():
                 matrix[:, t] = np.nan if matrix.dtype.kind == "f" else -1
     for t, mine in by_epoch.items():
@@ -222,7 +223,6 @@ def _block(dynamics: Dynamics, names: list[str], taken: list[Taken], workers: in
             _put_margin(columns["margin"], t, begin, mine, other)
             for name, values in zip(names[2:], rest, strict=True):
                 _put(columns[name], t, begin, values)
-            updates[begin:end, t] = 1
         return bool(_unknown(columns["margin"], updates, begin, end, unknown))
 
     if any(in_threads(fill, range(0, rows, _CACHED_ROWS), workers)):
@@ -240,7 +240,7 @@ def _aligned(taken: list[Taken], workers: int) -> tuple[Ids, list[Int64s | None]
     files = [some.stream.file for some in taken]
     alone = [sum((f.run, f.epoch) == (g.run, g.epoch) for g in files) == 1 for f in files]
     first = taken[0].ids
-    alike = in_threads(lambda some: _equal(first, some.ids), taken, workers)
+    alike = [_equal(first, some.ids) for some in taken]
     if all(alike) and not _has_repeats(first):
         whole = np.arange(len(first))
         return first, [None if one else whole for one in alone]

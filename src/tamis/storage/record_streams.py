@@ -111,22 +111,11 @@ class Stream:
         self._ahead = ids, values
         self.next_id = None
         if len(ids):
-            self.next_id = int(ids[0]) if isinstance(ids, np.ndarray) else ids[0].as_py()
+            self.next_id = id_at(ids, 0)
 
-    def below(self, limit: Any) -> int:
+    def below(self, limit: int | str | None) -> int:
         """Records at hand whose row_id is smaller; all of them if there is no limit."""
-        if limit is None:
-            return len(self.ids)
-        if isinstance(self.ids, np.ndarray):
-            return int(np.searchsorted(self.ids, limit))
-        low, high = 0, len(self.ids)
-        while low < high:
-            middle = (low + high) // 2
-            if self.ids[middle].as_py() < limit:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+        return len(self.ids) if limit is None else below(self.ids, limit)
 
     def take(self, count: int) -> Taken:
         """The next records."""
@@ -210,6 +199,26 @@ def _whole(column: pa.Array, name: str, file: RecordFile, begin: int) -> pa.Arra
             mend="write nan where a number is unknown",
         )
     return column
+
+
+def id_at(ids: Ids, place: int) -> int | str:
+    """One of some row_ids."""
+    found: int | str = ids[place].item() if isinstance(ids, np.ndarray) else ids[place].as_py()
+    return found
+
+
+def below(ids: Ids, limit: int | str) -> int:
+    """How many of some ascending row_ids are smaller."""
+    if isinstance(ids, np.ndarray):
+        return int(np.searchsorted(ids, limit))
+    low, high = 0, len(ids)
+    while low < high:
+        middle = (low + high) // 2
+        if ids[middle].as_py() < limit:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def _fixed(array: Ids) -> Ids:

@@ -143,7 +143,7 @@ def dataset_schema(
         added: by name, what is not in the corpus.
         copied: by name, the column of the corpus that it is another copy of.
     """
-    added = {**added, **{name: schema.field(column) for name, column in copied.items()}}
+    added = {**{name: schema.field(column) for name, column in copied.items()}, **added}
     for name, field in added.items():
         schema = schema.append(field.with_name(name))
     metadata = dict(schema.metadata or {})

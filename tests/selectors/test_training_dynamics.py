@@ -1,0 +1,177 @@
+"""Records of a trainer as columns of a corpus."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import tamis
+from tamis.selectors import training_dynamics
+from tamis.storage.dynamics import write_records
+from tests.storage.test_epochs import read, records
+
+FLOATS = ("margin", "label_prob", "loss", "entropy", "el2n")
+INTEGERS = ("correct", "other", "updates")
+
+
+def corpus(folder: Path, ids: Any, texts: list[str] | None = None) -> Path:
+    path = folder / "corpus.parquet"
+    texts = texts or [f"text {n}" for n in range(len(ids))]
+    pl.DataFrame({"name": ids, "text": texts}).write_parquet(path)
+    return path
+
+
+def run(folder: Path, path: Path, where: Any, **roles: str) -> pl.DataFrame:
+    result = tamis.run(
+        {
+            "corpus": {"path": str(path), "roles": {"text": "text", **roles}},
+            "stages": [{"operator": "training_dynamics", "name": "t", "path": where}],
+            "workspace": str(folder / "work"),
+        }
+    )
+    return tamis.sql(result, "SELECT * FROM scores ORDER BY shard, row")
+
+
+def recorded(folder: Path, ids: Any, run: int = 0, epochs: int = 3, seed: int = 2) -> None:
+    random = np.random.default_rng(seed)
+    for epoch in range(epochs):
+        some = [row_id for row_id in ids if random.random() < 0.8]
+        table = records(random, some, epoch)
+        threshold = np.asarray([sum(map(ord, str(v))) % 5 == run for v in some])
+        place = table.schema.get_field_index("threshold")
+        table = table.set_column(place, table.schema.field(place), [threshold.tolist()])
+        told = {"run": run, "epoch": epoch, "window": 0, "rank": 0}
+        write_records(folder / f"run-{run}/epoch-{epoch:05d}.parquet", table, told)
+
+
+@pytest.mark.parametrize("kind", [int, lambda v: f"r{v}"], ids=["int", "text"])
+@pytest.mark.parametrize("passes", [1, 9])
+def test_columns_are_the_records_of_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, passes: int
+) -> None:
+    """In the order of the corpus, copies alike, over several passes; nothing where none are."""
+    monkeypatch.setattr(training_dynamics, "BATCH_ROWS", 300 // passes)
+    monkeypatch.setattr(training_dynamics, "_PASS_BYTES", 1)
+    random = np.random.default_rng(3)
+    ids = [kind(v) for v in random.integers(0, 400, 300)]
+    for number in range(2):
+        recorded(tmp_path / "dynamics", [kind(v) for v in range(0, 400, 2)], number, seed=number)
+    path = corpus(tmp_path, ids, [f"text {row_id}" for row_id in ids])
+    found = run(tmp_path, path, str(tmp_path / "dynamics"), id="name")
+    known, columns = read(tmp_path / "dynamics")
+    at = {row_id: n for n, row_id in enumerate(known)}
+    place = np.array([at.get(row_id, -1) for row_id in ids])
+    assert 50 < (place < 0).sum() < 250
+    for name in (*FLOATS, *INTEGERS):
+        got = np.array(found[f"t_{name}"].to_list())
+        missing = np.nan if name in FLOATS else 0 if name == "updates" else -1
+        want = np.where((place < 0)[:, None], missing, columns[name][place])
+        np.testing.assert_array_equal(got, want, err_msg=name)
+    sampled = (columns["threshold"].reshape(-1, 2, 3) > 0).any(axis=2)
+    ordinary = np.array(found["t_ordinary"].to_list())
+    np.testing.assert_array_equal(ordinary, ~sampled[place] | (place < 0)[:, None])
+    assert 0 < (~ordinary).sum() < 200
+    for row, (label, at_row) in enumerate(zip(found["t_label"], place, strict=True)):
+        said = columns["label"][at_row].reshape(2, 3)[ordinary[row]].ravel()
+        said = [] if at_row < 0 else [v for v in said if v >= 0]
+        assert label == (said[-1] if said else -1)
+
+
+def test_several_folders_are_runs(tmp_path: Path) -> None:
+    for number in range(2):
+        recorded(tmp_path / f"d{number}", range(20), seed=number)
+    path = corpus(tmp_path, list(range(20)))
+    where = [str(tmp_path / f"d{number}") for number in range(2)]
+    found = run(tmp_path, path, where, id="name")
+    assert found["t_updates"].list.len().unique().to_list() == [6]
+    alone = [run(tmp_path / str(n), path, where[n], id="name") for n in range(2)]
+    both = [a + b for a, b in zip(*(one["t_updates"].to_list() for one in alone), strict=True)]
+    assert found["t_updates"].to_list() == both
+
+
+def test_rows_go_by_their_row_id_where_no_column_names_them(tmp_path: Path) -> None:
+    path = corpus(tmp_path, [f"n{v}" for v in range(12)])
+    plain = tamis.run(
+        {
+            "corpus": {"path": str(path), "roles": {"text": "text"}},
+            "stages": [{"operator": "text_stats"}],
+            "workspace": str(tmp_path / "ids"),
+        }
+    )
+    ids = tamis.sql(plain, "SELECT row_id FROM rows ORDER BY shard, row")["row_id"].to_list()
+    recorded(tmp_path / "dynamics", ids)
+    found = run(tmp_path, path, str(tmp_path / "dynamics"))
+    updates = np.array(found["t_updates"].to_list())
+    known, columns = read(tmp_path / "dynamics")
+    np.testing.assert_array_equal(updates[np.argsort(ids)], columns["updates"])
+    assert known == sorted(ids)
+
+
+def test_scores_follow_the_records(tmp_path: Path) -> None:
+    """The same corpus and recipe, other records: nothing stored is taken for theirs."""
+    path = corpus(tmp_path, list(range(20)))
+    recorded(tmp_path / "dynamics", range(20), seed=1)
+    before = run(tmp_path, path, str(tmp_path / "dynamics"), id="name")
+    again = run(tmp_path, path, str(tmp_path / "dynamics"), id="name")
+    assert before.equals(again, null_equal=True)
+    recorded(tmp_path / "dynamics", range(20), seed=2)
+    after = run(tmp_path, path, str(tmp_path / "dynamics"), id="name")
+    assert before["t_margin"].to_list() != after["t_margin"].to_list()
+
+
+def test_scorers_read_the_columns(tmp_path: Path) -> None:
+    path = corpus(tmp_path, list(range(40)))
+    recorded(tmp_path / "dynamics", range(30), epochs=4)
+    result = tamis.run(
+        {
+            "corpus": {"path": str(path), "roles": {"text": "text", "id": "name"}},
+            "stages": [
+                {"operator": "training_dynamics", "path": str(tmp_path / "dynamics")},
+                {"operator": "aum", "dynamics": "training_dynamics", "skip_epochs": 0},
+                {"operator": "data_map", "dynamics": "training_dynamics"},
+            ],
+            "workspace": str(tmp_path / "work"),
+        }
+    )
+    names = "aum, confidence, variability, correctness"
+    found = tamis.sql(result, f"SELECT {names} FROM scores ORDER BY shard, row")
+    alone = tamis.dynamics(tmp_path / "dynamics")
+    assert found["aum"][30:].null_count() == 10
+    for name in found.columns:
+        np.testing.assert_array_equal(found[name][:30].to_numpy(), alone[name].to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("ids", "roles", "says"),
+    [
+        (["a", "b"], {"id": "name"}, "integers such as 0, the corpus by 'a'"),
+        ([100, 101], {"id": "name"}, "integers such as 0, the corpus by 100"),
+        ([0, 1], {}, "set corpus.roles.id"),
+    ],
+)
+def test_no_row_with_records(tmp_path: Path, ids: Any, roles: dict[str, str], says: str) -> None:
+    recorded(tmp_path / "dynamics", range(20))
+    with pytest.raises(tamis.UserError, match=says):
+        run(tmp_path, corpus(tmp_path, ids), str(tmp_path / "dynamics"), **roles)
+
+
+def test_a_pinned_digest(tmp_path: Path) -> None:
+    recorded(tmp_path / "dynamics", range(20))
+    path = corpus(tmp_path, list(range(20)))
+    stage = {"operator": "training_dynamics", "path": str(tmp_path / "dynamics"), "digest": "0"}
+    with pytest.raises(tamis.UserError, match="pins 0"):
+        tamis.run(
+            {
+                "corpus": {"path": str(path), "roles": {"text": "text", "id": "name"}},
+                "stages": [stage],
+                "workspace": str(tmp_path / "work"),
+            }
+        )
+
+
+def test_ids_that_are_null_have_no_records(tmp_path: Path) -> None:
+    recorded(tmp_path / "dynamics", range(20))
+    found = run(tmp_path, corpus(tmp_path, [0, None, 3]), str(tmp_path / "dynamics"), id="name")
+    assert [sum(row) > 0 for row in found["t_updates"].to_list()] == [True, False, True]
