@@ -41,7 +41,7 @@ class Probe(TableScorer):
 
     Out-of-sample probabilities: the rows are cut into `folds`, every class evenly and by a hash,
     and every row is judged by a probe that has not seen it; mean over `repeats` of the cut. The
-    only row of a class is never judged by a probe that knows the class: see `unseen`.
+    only row of a class is never judged by a probe that knows the class, and is marked as unseen.
     """
 
     operator: Literal["probe"] = "probe"
