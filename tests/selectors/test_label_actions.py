@@ -493,3 +493,34 @@ def test_what_probes_and_consensus_leave_is_acted_on(tmp_path: Path) -> None:
     assert len(left) <= 5 + 3
     told = result.decisions.collect().filter(action="relabel")["rules"].to_list()
     assert {vote["rule"] for votes in told for vote in votes} >= {"aum", "probe_suggested_prob"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"label_review.rows": 30},
+        {"aside.held_out": False},
+        {"relabel.confidence": 0.5, "label_errors.threshold": 0.6},
+        {"aside.rows": 0, "label_review.order": "information"},
+    ],
+)
+def test_what_if_is_what_a_run_would_do(tmp_path: Path, changes: dict[str, Any]) -> None:
+    table = rows()
+    stages: list[dict[str, Any]] = [
+        {"operator": "label_review", "rows": 10, "order": "p_wrong"},
+        {"operator": "label_review", "name": "aside", "rows": 8, "held_out": True},
+        {"operator": "relabel", "confidence": 0.9},
+        {"operator": "label_errors", "threshold": 0.8},
+    ]
+    before = act(tmp_path / "one", table, *stages)
+    queues = {path: path.read_bytes() for path in (before.workspace / "review").iterdir()}
+    found = tamis.what_if(before, changes)
+    assert {p: p.read_bytes() for p in (before.workspace / "review").iterdir()} == queues
+    for name, value in changes.items():
+        stage, key = name.split(".")
+        next(s for s in stages if s.get("name", s["operator"]) == stage)[key] = value
+    after = act(tmp_path / "two", table, *stages).manifest["rows"]
+    assert found.after["rows"] == after["kept"]
+    assert {k: n for k, (_, n) in found.dropped.items() if n} == after["dropped"]
+    counts = {"relabel": after["relabelled"], "review": after["in_review"]}
+    assert {k: n for k, (_, n) in found.marked.items()} == counts
