@@ -6,6 +6,7 @@ row_ids of all files are equal position for position, as recorders write them, n
 """
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -219,10 +220,12 @@ def _block(
             updates[:, t] = 0
             for matrix in columns.values():
                 _of_epoch(matrix, t, epochs)[:] = _missing(matrix)
-    for t, mine in by_epoch.items():
-        if t not in full:
-            parts = [(taken[n], p) for n in mine if (p := places[n]) is not None]
-            _merge_epoch(t, parts, columns, updates)
+
+    def merge(t: int) -> None:
+        parts = [(taken[n], p) for n in by_epoch[t] if (p := places[n]) is not None]
+        _merge_epoch(t, parts, columns, updates)
+
+    in_threads(merge, by_epoch.keys() - full.keys(), workers)
     unknown = np.zeros((rows, epochs), np.bool_)
 
     def fill(begin: int) -> bool:
@@ -262,7 +265,8 @@ def _aligned(taken: list[Taken], workers: int) -> tuple[Ids, list[Int64s | None]
     None stands for a stream that has exactly these rows and is alone in its epoch.
     """
     files = [some.stream.file for some in taken]
-    alone = [sum((f.run, f.epoch) == (g.run, g.epoch) for g in files) == 1 for f in files]
+    count = Counter((file.run, file.epoch) for file in files)
+    alone = [count[file.run, file.epoch] == 1 for file in files]
     first = taken[0].ids
     alike = [_equal(first, some.ids) for some in taken]
     if all(alike) and not _has_repeats(first):
