@@ -70,8 +70,8 @@ class Probe:
 
     Args:
         sizes: numbers that go in, of a hidden layer if there is one, and classes.
-        seed: of the first weights. Those of the last layer are zero, those of a hidden layer
-            normal with variance 2 / inputs (He et al. 2015).
+        seed: of the first weights. Those of the last layer and all biases are zero, those of a
+            hidden layer normal with variance 2 / inputs (He et al. 2015).
     """
 
     def __init__(self, sizes: list[int], seed: int) -> None:
@@ -217,6 +217,9 @@ def train(
 
     Raises:
         UserError: if the weights grow beyond all bounds.
+
+    Before its first step a probe says of every row that classes are as likely as they are frequent
+    among `labels` (each counted once more than it occurs).
     """
     hidden = [how.hidden] if how.hidden else []
     probe = Probe([matrix.shape[1], *hidden, classes], how.seed)
@@ -231,29 +234,34 @@ def train(
     targets = np.zeros((len(rows), classes), np.float32) if how.loss == "elr" else None
     size = min(how.batch_rows, -(-len(rows) // _STEPS))
     steps = 0
+
+    def step(epoch: int, batch: Int64s) -> None:
+        nonlocal steps
+        activations = probe.activations(matrix[rows[batch]])
+        logits = activations[-1]
+        if seen is not None:
+            seen(epoch, batch, logits)
+        mine = None
+        if targets is not None:
+            mine = targets[batch] = next_targets(targets[batch], logits, how.beta)
+        upward = upward_gradient(logits, labels[batch], how, mine)
+        steps += 1
+        _adam(
+            probe.weights,
+            probe.gradient(activations, upward),
+            first,
+            second,
+            np.float32(how.learning_rate / (1 - _FIRST**steps)),
+            np.float32((1 - _SECOND**steps) ** -0.5),
+            decay,
+            decayed,
+        )
+
     for epoch in range(how.epochs):
         places = order(epoch)
-        for begin in range(0, len(places), size):
-            batch = places[begin : begin + size]
-            activations = probe.activations(matrix[rows[batch]])
-            logits = activations[-1]
-            if seen is not None:
-                seen(epoch, batch, logits)
-            mine = None
-            if targets is not None:
-                mine = targets[batch] = next_targets(targets[batch], logits, how.beta)
-            upward = upward_gradient(logits, labels[batch], how, mine)
-            steps += 1
-            _adam(
-                probe.weights,
-                probe.gradient(activations, upward),
-                first,
-                second,
-                np.float32(how.learning_rate / (1 - _FIRST**steps)),
-                np.float32((1 - _SECOND**steps) ** -0.5),
-                decay,
-                decayed,
-            )
+        with np.errstate(over="ignore", invalid="ignore"):  # told of below
+            for begin in range(0, len(places), size):
+                step(epoch, places[begin : begin + size])
         if not np.isfinite(probe.weights).all():
             raise UserError(
                 f"the probe's weights grew beyond all bounds in epoch {epoch}",
