@@ -301,9 +301,7 @@ def detector_table(frame: pl.DataFrame) -> list[list[str]]:
                 )
             )
             by_seed = rows.group_by("seed").agg(pl.col("AP", "AUROC").mean()).sort("seed")
-            line.append(
-                f"{shown(by_seed['AP'].to_numpy())} / {shown(by_seed['AUROC'].to_numpy())}"
-            )
+            line.append(f"{shown(by_seed['AP'].to_numpy())} / {shown(by_seed['AUROC'].to_numpy())}")
         lines.append(line)
     return lines
 
