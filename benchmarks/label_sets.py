@@ -64,7 +64,8 @@ def draw(found: Labelled, noise: str, rate: float, seed: int, rows: int) -> Cell
     some = np.sort(random.permutation(len(found.right))[:rows])
     vectors, right = found.vectors[some], found.right[some]
     if noise == "natural":
-        assert found.given is not None and found.error is not None
+        assert found.given is not None
+        assert found.error is not None
         return Cell(vectors, found.given[some], found.error[some], right)
     error = np.zeros(len(some), np.bool_)
     error[random.permutation(len(some))[: round(rate * len(some))]] = True

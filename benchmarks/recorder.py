@@ -102,7 +102,7 @@ def record_epoch(recorder: DynamicsRecorder, rows: int, batch: int, text: bool) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=256, help="rows of a batch")
-    parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000, 10_000])
+    parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000, 2000, 10_000])
     parser.add_argument("--times", type=int, default=200, help="batches of each number of classes")
     parser.add_argument("--epoch", type=int, default=1_000_000, help="rows of an epoch")
     given = parser.parse_args()

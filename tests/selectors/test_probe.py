@@ -42,8 +42,9 @@ def table(
 def run(folder: Path, rows: pl.DataFrame | pa.Table, workers: int = 2, **params: Any) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     given = rows.to_arrow() if isinstance(rows, pl.DataFrame) else rows
-    pq.write_table(given, folder / "in.parquet", row_group_size=37 if len(given) < 1000 else 1000)
     options = {name: params.pop(name) for name in ("memory", "max_quarantine") if name in params}
+    group = params.pop("rows_per_shard", 37)
+    pq.write_table(given, folder / "in.parquet", row_group_size=group)
     return tamis.run(
         {
             "corpus": {
@@ -122,14 +123,12 @@ def test_planted_wrong_labels_are_found(tmp_path: Path, loss: str) -> None:
 
 def test_nothing_depends_on_order_shards_or_workers(tmp_path: Path) -> None:
     rows = table(n=130, noise=0.1)
-    copies = pl.concat([rows, rows[:5]]).with_columns(pl.col("id").str.replace("r1$", "r2"))
-    copies = copies.with_columns(id=pl.lit("x") + pl.int_range(pl.len()).cast(pl.String))
-    first = scores(tmp_path / "a", copies, workers=1, logits=True, repeats=3)
-    shuffled = copies.sample(fraction=1, shuffle=True, seed=3)
-    again = scores(tmp_path / "b", shuffled, workers=4, logits=True, repeats=3)
+    first = scores(tmp_path / "a", rows, workers=1, logits=True, repeats=3)
+    shuffled = rows.sample(fraction=1, shuffle=True, seed=3)
+    again = scores(tmp_path / "b", shuffled, workers=4, rows_per_shard=11, logits=True, repeats=3)
     places = ["shard", "row"]
     assert first.drop(places).equals(again.drop(places))
-    other = scores(tmp_path / "c", copies, seed=1, logits=True, repeats=3)
+    other = scores(tmp_path / "c", rows, seed=1, logits=True, repeats=3)
     assert not first["probe_ordinary"].equals(other["probe_ordinary"])
 
 
@@ -219,7 +218,9 @@ def test_vectors_that_are_none(tmp_path: Path) -> None:
 def test_many_classes(tmp_path: Path) -> None:
     n = 3000
     rows = table(n=n).with_columns(label=pl.int_range(n) // 2)
-    found = scores(tmp_path, rows, epochs=1, folds=2, hidden=[0], threshold_runs=0)
+    found = scores(
+        tmp_path, rows, epochs=1, folds=2, hidden=[0], threshold_runs=0, rows_per_shard=n
+    )
     assert found["probe_probs"].list.len().unique().to_list() == [1500]
     assert matrix(found["probe_ordinary"]).all()
     assert not found["probe_unseen"].any()
@@ -229,7 +230,7 @@ def test_more_classes_than_memory(tmp_path: Path) -> None:
     n = 20_000
     rows = table(n=n).with_columns(label=pl.int_range(n))
     with pytest.raises(UserError, match=r"20,000 rows by 20,000 classes are .* than memory is"):
-        run(tmp_path, rows, memory="1.5GB")
+        run(tmp_path, rows, memory="1.5GB", rows_per_shard=n)
 
 
 @pytest.mark.parametrize(

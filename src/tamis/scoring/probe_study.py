@@ -33,8 +33,8 @@ RECORDED: dict[str, type[np.generic]] = {
     "other": np.int32,
     "updates": np.int32,
 }
-#: Numbers of logits that are computed at a time where no training asks for fewer.
-_LOGITS_AT_ONCE = 1 << 20
+#: Numbers of a layer that are computed at a time for rows that are judged.
+_NUMBERS_AT_ONCE = 1 << 20
 #: Epochs that random numbers are kept apart for.
 _EPOCHS = 1 << 16
 
@@ -189,9 +189,10 @@ def study(
     def judge(cut: int, fold: Int64s, part: int) -> None:
         held = np.flatnonzero(fold == part)
         of = np.flatnonzero(fold != part)
-        block = max(1, _LOGITS_AT_ONCE // classes)
         for at, how in enumerate(hows):
             number = 1 + repeats + runs + (cut * len(hows) + at) * folds + part
+            width = max(rows.matrix.shape[1], how.hidden, classes)
+            block = max(1, _NUMBERS_AT_ONCE // width)
             for probe in fit(number, how, of, rows.labels[of], classes):
                 for begin in range(0, len(held), block):
                     some = held[begin : begin + block]

@@ -22,6 +22,9 @@ from tamis.storage.memory import show_bytes
 
 #: Classes that `memory` allows for; with more, what is left of --memory is asked.
 _CLASSES = 256
+#: Bytes of a class in a training: weights of 700 numbers a row, their gradient and two means of it,
+#: and a batch's logits.
+_TRAINING_BYTES = 16 << 10
 #: Numbers of probabilities and logits that are handed on at a time.
 _NUMBERS_AT_ONCE = 1 << 22
 
@@ -38,7 +41,7 @@ class Probe(TableScorer):
 
     Out-of-sample probabilities: the rows are cut into `folds`, every class evenly and by a hash,
     and every row is judged by a probe that has not seen it; mean over `repeats` of the cut. The
-    only row of a class is never judged by a probe that knows the class: see `unseen`.
+    only row of a class is never judged by a probe that knows the class, and is marked as unseen.
     """
 
     operator: Literal["probe"] = "probe"
@@ -124,9 +127,9 @@ class Probe(TableScorer):
         )
 
     def _wide(self, rows: int, classes: int, workers: int) -> int:
-        """Bytes of what there is for every row and class."""
+        """Bytes of what there is for every class: numbers of rows, and of a training."""
         each = 1 + self.logits * self.runs * self.epochs + (self.loss == "elr") * workers
-        return 4 * rows * classes * each
+        return classes * (4 * rows * each + _TRAINING_BYTES * workers)
 
     def fields(self) -> pa.Schema:
         """Columns by the stage's name S, here `probe`. T = runs * epochs, a run after the other.
