@@ -2,8 +2,9 @@
 
 For batches of one and of --rows rows and several numbers of classes (float32 logits of PyTorch on
 the processor, one thread): processor time of `DynamicsRecorder.record`, its share of a step of
-100 ms, and that of `AUMCalculator.update` of the `aum` package, which keeps a sum and a count of a
-row only, and fails at a batch of one.
+100 ms, that of the batch's cross-entropy forward and backward, which every step takes anyway, and
+that of `AUMCalculator.update` of the `aum` package, which keeps a sum and a count of a row only,
+and fails at a batch of one.
 Times of one number of classes are taken in turns, batch by batch, and are medians; ratios are
 medians of ratios of neighbours. A batch is made anew each time, outside of the clock.
 
@@ -34,29 +35,29 @@ from tamis import DynamicsRecorder
 STEP_MS = 100.0
 
 
-def batch_times(
-    rows: int, classes: int, times: int, logits: bool
-) -> tuple[list[float], list[float]]:
-    """Milliseconds of processor time of each `record`, and of each `update` of `aum`."""
-    ours, theirs = [], []
+def batch_times(rows: int, classes: int, times: int, logits: bool) -> list[list[float]]:
+    """Milliseconds of processor time of each `record`, cross-entropy, and `update` of `aum`."""
+    found: list[list[float]] = [[], [], []]
     with tempfile.TemporaryDirectory() as folder:
         recorder = DynamicsRecorder(folder, logits=logits)
         other = AUMCalculator(folder)
         recorder.start_epoch(0)
-        for number in range(-3, times):
-            z = torch.randn(rows, classes) * 3
+        for number in range(times + 3):
+            z = (torch.randn(rows, classes) * 3).requires_grad_()
             y = torch.randint(0, classes, (rows,))
-            ids = torch.arange(rows) + (number + 3) * rows
-            begin = time.process_time()
-            recorder.record(ids, z, y, number + 3)
-            middle = time.process_time()
+            ids = torch.arange(rows) + number * rows
+            at = [time.process_time()]
+            recorder.record(ids, z, y, number)
+            at.append(time.process_time())
+            torch.nn.functional.cross_entropy(z, y).backward()
+            at.append(time.process_time())
             if rows > 1:
-                other.update(z, y, ids.tolist())
-            end = time.process_time()
-            if number >= 0:  # the first few load and compile
-                ours.append((middle - begin) * 1e3)
-                theirs.append((end - middle) * 1e3)
-    return ours, theirs
+                with torch.no_grad():
+                    other.update(z, y, ids.tolist())
+            at.append(time.process_time())
+            for place, took in enumerate(found):
+                took.append((at[place + 1] - at[place]) * 1e3)
+    return [took[3:] for took in found]  # the first few load and compile
 
 
 def epoch_times(rows: int, batch: int, text: bool) -> tuple[float, float, float]:
@@ -101,7 +102,7 @@ def record_epoch(recorder: DynamicsRecorder, rows: int, batch: int, text: bool) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=256, help="rows of a batch")
-    parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000, 10_000])
+    parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000, 2000, 10_000])
     parser.add_argument("--times", type=int, default=200, help="batches of each number of classes")
     parser.add_argument("--epoch", type=int, default=1_000_000, help="rows of an epoch")
     given = parser.parse_args()
@@ -110,22 +111,25 @@ def main() -> None:
     lines = []
     for rows in sorted({1, given.rows}):
         for classes in given.classes:
-            ours, theirs = batch_times(rows, classes, given.times, False)
-            kept, _ = batch_times(rows, classes, min(given.times, 50), True)
+            ours, loss, theirs = batch_times(rows, classes, given.times, False)
+            kept = batch_times(rows, classes, min(given.times, 50), True)[0]
             ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
-            fails = rows == 1
-            mine = statistics.median(ours)
+            mine, fails = statistics.median(ours), rows == 1
             lines.append(
                 [
                     f"{rows:,} × {classes:,}",
                     f"{mine:.2f}",
                     f"{mine / STEP_MS:.2%}",
                     f"{statistics.median(kept):.2f}",
+                    f"{statistics.median(loss):.2f}",
                     "fails" if fails else f"{statistics.median(theirs):.2f}",
                     "" if fails else f"{ratio:.1f}",
                 ]
             )
-    header = ("batch × classes", "ms", "of 100 ms", "with logits", "aum, ms", "aum / ours")
+    header = (
+        *("batch × classes", "ms", "of 100 ms", "with logits", "cross-entropy", "aum"),
+        "aum / ours",
+    )
     print_table(header, lines, 1)
     print()
     lines = []

@@ -28,6 +28,7 @@ from tamis.scoring.sampling import draw, uniforms
 from tamis.selectors.sera_bootstrap import SeraBootstrap
 from tamis.selectors.table_scorer import TableScorer
 from tamis.storage.catalog import query
+from tamis.storage.dynamics import RECORD, write_records
 from tamis.storage.files import digest_of
 from tamis.storage.ledger import PARENT
 from tests.conftest import make_texts, write_corpus
@@ -108,9 +109,12 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "aum_threshold": {"quantile": 0.8},
     "confident_learning": {},
     "label_agreement": {"embedding": "vector"},
+    "label_consensus": {"detectors": {"number": "low"}},
     "probe": {"embedding": "vector", "epochs": 2, "hidden": [0, 4]},
     "topics": {"topics": {"letters": ["alphabet", "a letter"], "web": ["cookies", "a page"]}},
 }
+#: Of what a trainer would have recorded, see `write_dynamics`.
+SELECTORS["training_dynamics"] = {"path": "dynamics.records"}
 #: Stages before it, and columns to look at: cosines and exponentials differ in the last bits
 #: between processors.
 BEFORE = {"topics": [{"operator": "embedding", "precision": "float32"}]}
@@ -121,6 +125,10 @@ COLUMNS = {
         *(f"round(list_sum(probe_{name}), 2)" for name in ("margin", "loss", "entropy", "el2n")),
     ],
     "dynamic_loss_weight": ["round(dynamic_loss_weight, 9)"],
+    "label_consensus": [
+        "round(label_consensus, 9)",
+        "list_transform(label_consensus_votes, lambda vote: vote.rule)",
+    ],
     "confident_learning": [
         "confident_learning_error",
         "round(confident_learning_class_noise + confident_learning, 9)",
@@ -208,13 +216,14 @@ def digest_of_operator(name: str) -> str:
                 table.with_columns(label=pl.col("number") % 3),
                 {**roles, "label": "label"},
             )
-        if name in ("aum_threshold", "confident_learning"):
+        if name in ("aum_threshold", "confident_learning", "label_consensus"):
             table = table.hstack(pl.from_arrow(of_probes(len(table))).drop("probe_logits"))
         table.write_parquet(path)
         table[::9].with_columns(pl.col("text") + "!").write_parquet(f"{folder}/reference.parquet")
         write_corpus(Path(folder) / "known.parquet", KNOWN)
         given = json.dumps(SELECTORS[name])
-        for reference in ("reference.parquet", "known.parquet"):
+        write_dynamics(Path(folder) / "dynamics.records", table["id"].to_list())
+        for reference in ("reference.parquet", "known.parquet", "dynamics.records"):
             given = given.replace(reference, f"{folder}/{reference}")
         params = json.loads(given)
         result = tamis.run(
@@ -229,6 +238,23 @@ def digest_of_operator(name: str) -> str:
             _, rows = query(result.workspace, f"SELECT {columns} FROM scores ORDER BY row_id")
             return digest_of([repr(row) for row in rows])
         return digest_of([repr(row) for row in decisions_of(result)])
+
+
+def write_dynamics(folder: Path, ids: list[str]) -> None:
+    """Records of two runs of three epochs, some twice and some missing."""
+    random = np.random.default_rng(5)
+    for run, epoch in ((r, e) for r in range(2) for e in range(3)):
+        some = random.choice(ids, len(ids)).tolist()
+        columns: dict[str, Any] = {
+            field.name: random.integers(0, 2 if pa.types.is_boolean(field.type) else 9, len(ids))
+            for field in RECORD
+        }
+        columns |= {"row_id": some, "epoch": np.full(len(ids), epoch)}
+        arrays = [pa.array(columns[field.name]) for field in RECORD]
+        schema = RECORD.set(0, pa.field("row_id", pa.string(), nullable=False))
+        table = pa.table(arrays, names=RECORD.names).cast(schema)
+        path = folder / f"run-{run}/epoch-{epoch:05d}.parquet"
+        write_records(path, table, {"run": run, "epoch": epoch})
 
 
 def decisions_of(result: Any) -> list[tuple[Any, ...]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,7 @@ from tamis.storage.errors import RunError, UnreachableError, UserError
 from tamis.storage.files import digest_file
 from tests.conftest import make_texts, write_corpus
 from tests.places.conftest import KEY, SECRET, Store
+from tests.selectors import label_tools as labels
 
 #: Parts of a workspace whose bytes depend on the rows only, not on places and times.
 SIDECARS = ("ids", "scores", "signals", "decisions", "edges", "ledger")
@@ -92,6 +94,32 @@ def test_what_a_run_left_there_can_be_asked(s3: Store, tmp_path: Path) -> None:
     assert rows == [(300, 300, 300)]
     (row_id,) = query(result.workspace, "SELECT row_id FROM decisions LIMIT 1")[1][0]
     assert query(result.workspace, f"SELECT text FROM why WHERE row_id = '{row_id}'")[1]
+
+
+def test_labels_go_to_review_and_come_back_there(s3: Store, tmp_path: Path) -> None:
+    told = labels.recipe(
+        tmp_path,
+        labels.rows(60),
+        [{"operator": "label_review", "rows": 5}, {"operator": "label_weight"}],
+    )
+    here = labels.written(tamis.run(told))
+    source = s3.bucket / "labels.parquet"
+    source.write_bytes((tmp_path / "in.parquet").read_bytes())
+    told["corpus"]["path"], told["output"]["path"] = str(source), str(s3.bucket / "reviewed")
+    first = tamis.run(told)
+    csv, parquet = first.queues["label_review"]
+    assert str(csv).startswith(str(s3.bucket / "reviewed.tamis/review"))
+    queue = pl.read_parquet(parquet.read_bytes())
+    names = [entry["name"] for entry in first.manifest["files"]]
+    found = [pl.read_parquet((s3.bucket / "reviewed" / n).read_bytes()) for n in names]
+    assert pl.concat(found).sort("id").to_dicts() == here.to_pylist()
+    filled = queue.with_columns(verdict=pl.lit("drop"))
+    answers = s3.bucket / "answers.csv"
+    answers.write_text(filled.select("row_id", "copy", "verdict").write_csv())
+    correct = {"operator": "label_corrections", "path": str(answers)}
+    second = tamis.run({**told, "stages": [correct, *told["stages"]]})
+    assert second.manifest["rows"]["dropped"] == {"label_corrections": 5}
+    assert csv.read_text("utf-8-sig").count("\n") == 6
 
 
 def test_of_a_parquet_file_only_what_is_needed_is_read(s3: Store, tmp_path: Path) -> None:

@@ -412,15 +412,17 @@ def test_a_queue_is_never_written_over(tmp_path: Path) -> None:
 def test_why_tells_of_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tamis.console import tell
 
-    table = rows(60)
+    table = rows(24)
     stages = [
-        {"operator": "relabel", "confidence": 0.9},
+        {"operator": "relabel", "confidence": 0.6},
         {"operator": "label_weight"},
-        {"operator": "label_review", "rows": 3},
+        {"operator": "label_review", "rows": 2},
     ]
     result = act(tmp_path, table, *stages)
     ids = row_ids(result)
-    for name, row in decided(result, table).items():
+    ledger = decided(result, table)
+    assert {row["action"] for row in ledger.values()} == {"keep", "relabel", "review"}
+    for name, row in ledger.items():
         (told,) = explain(result.workspace, ids[name])
         assert (told["action"], told["weight"]) == (row["action"], row["weight"])
         assert told["given_label"] == table["label"][int(name[1:])].as_py()
@@ -448,3 +450,79 @@ def test_what_if_on_markers_tells_how_many_rows_are_marked(tmp_path: Path) -> No
     assert found.as_json()["marked"]["relabel"] == {"before": before, "after": after}
     assert found.after["rows"] == 120
     assert found.lost["rows"] == found.gained["rows"] == 0
+
+
+def test_what_probes_and_consensus_leave_is_acted_on(tmp_path: Path) -> None:
+    """Planted wrong labels, found and mended with the columns that the stages before give."""
+    draw = np.random.default_rng(3)
+    truth = draw.integers(0, 3, 300)
+    centre = draw.normal(size=(3, 8)) * 3
+    vectors = centre[truth] + draw.normal(size=(300, 8))
+    wrong = draw.permutation(300)[:30]
+    given = truth.copy()
+    given[wrong] = (given[wrong] + 1) % 3
+    table = pa.table(
+        {
+            "id": [f"r{i:04d}" for i in range(300)],
+            "text": [f"text {i}" for i in range(300)],
+            "label": np.array(["a", "b", "c"])[given],
+            "vector": pa.array(vectors.astype(np.float32).tolist()),
+        }
+    )
+    stages = [
+        {"operator": "probe", "embedding": "vector", "learning_rate": 0.05},
+        {"operator": "aum"},
+        {"operator": "data_map"},
+        {"operator": "label_consensus", "combine": "rank", "rate": 0.1},
+        {"operator": "label_review", "by": "label_consensus", "rows": 5},
+        {"operator": "relabel", "by": "label_consensus", "threshold": 0.9, "confidence": 0.5},
+        {"operator": "label_errors", "by": "label_consensus", "threshold": 0.9},
+        {"operator": "label_weight", "by": "label_consensus"},
+    ]
+    result = act(tmp_path, table, *stages)
+    counts = result.manifest["rows"]
+    assert counts["in_review"] == 5
+    assert counts["relabelled"] > 10
+    found = written(result).to_pylist()
+    right = {f"r{i:04d}": "abc"[code] for i, code in enumerate(truth)}
+    changed = [row for row in found if row["label"] != row["given_label"]]
+    assert np.mean([row["label"] == right[row["id"]] for row in changed]) > 0.9
+    left = [row for row in found if row["label"] != right[row["id"]]]
+    review = set(pq.read_table(result.queues["label_review"][1])["row_id"].to_pylist())
+    ids = row_ids(result)
+    planted = {ids[f"r{i:04d}"] for i in wrong}
+    assert review <= planted
+    assert len(left) <= 5 + 3
+    told = result.decisions.collect().filter(action="relabel")["rules"].to_list()
+    assert {vote["rule"] for votes in told for vote in votes} >= {"aum", "probe_suggested_prob"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"label_review.rows": 30},
+        {"aside.held_out": False},
+        {"relabel.confidence": 0.5, "label_errors.threshold": 0.6},
+        {"aside.rows": 0, "label_review.order": "information"},
+    ],
+)
+def test_what_if_is_what_a_run_would_do(tmp_path: Path, changes: dict[str, Any]) -> None:
+    table = rows()
+    stages: list[dict[str, Any]] = [
+        {"operator": "label_review", "rows": 10, "order": "p_wrong"},
+        {"operator": "label_review", "name": "aside", "rows": 8, "held_out": True},
+        {"operator": "relabel", "confidence": 0.9},
+        {"operator": "label_errors", "threshold": 0.8},
+    ]
+    before = act(tmp_path / "one", table, *stages)
+    queues = {path: path.read_bytes() for path in (before.workspace / "review").iterdir()}
+    found = tamis.what_if(before, changes)
+    assert {p: p.read_bytes() for p in (before.workspace / "review").iterdir()} == queues
+    for name, value in changes.items():
+        stage, key = name.split(".")
+        next(s for s in stages if s.get("name", s["operator"]) == stage)[key] = value
+    after = act(tmp_path / "two", table, *stages).manifest["rows"]
+    assert found.after["rows"] == after["kept"]
+    assert {k: n for k, (_, n) in found.dropped.items() if n} == after["dropped"]
+    counts = {"relabel": after["relabelled"], "review": after["in_review"]}
+    assert {k: n for k, (_, n) in found.marked.items()} == counts

@@ -14,7 +14,12 @@ from tamis.selectors.nearest import nearest_others
 from tests.selectors.sample_tools import Ran, run, shuffled, table_of
 from tests.selectors.test_nearest import unit_rows
 
-STAGE: dict[str, Any] = {"operator": "label_agreement", "embedding": "vector", "k": 7}
+STAGE: dict[str, Any] = {
+    "operator": "label_agreement",
+    "embedding": "vector",
+    "k": 7,
+    "weights": "uniform",
+}
 ADD = ["label_agreement", "label_agreement_class"]
 Matrix = npt.NDArray[Any]
 

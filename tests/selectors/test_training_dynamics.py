@@ -1,13 +1,17 @@
 """Records of a trainer as columns of a corpus."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 import tamis
+from tamis.cli import app
+from tamis.scoring.logged_logits import import_logits
 from tamis.selectors import training_dynamics
 from tamis.storage.dynamics import write_records
 from tests.storage.test_epochs import read, records
@@ -76,7 +80,7 @@ def test_columns_are_the_records_of_the_rows(
     for row, (label, at_row) in enumerate(zip(found["t_label"], place, strict=True)):
         said = columns["label"][at_row].reshape(2, 3)[ordinary[row]].ravel()
         said = [] if at_row < 0 else [v for v in said if v >= 0]
-        assert label == (said[-1] if said else -1)
+        assert label == (said[-1] if said else None)
 
 
 def test_several_folders_are_runs(tmp_path: Path) -> None:
@@ -143,6 +147,23 @@ def test_scorers_read_the_columns(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[name][:30].to_numpy(), alone[name].to_numpy())
 
 
+def test_commands_tell_what_did_not_match_and_score_what_is_stored(tmp_path: Path) -> None:
+    recorded(tmp_path / "dynamics", range(30), epochs=4)
+    path, home = corpus(tmp_path, list(range(5, 40))), str(tmp_path / "work")
+    given = ["--id", "name", "--param", f"path={tmp_path / 'dynamics'}", "-w", home]
+    said = CliRunner().invoke(app, ["score", "training_dynamics", str(path), *given])
+    assert said.exit_code == 0, said.output
+    told = " ".join(said.stderr.split())
+    assert "10 of 35 rows have no records, 5 recorded rows are not among them" in told
+    given = ["--param", "dynamics=training_dynamics", "-w", home, "--json"]
+    said = CliRunner().invoke(app, ["score", "aum", *given])
+    assert said.exit_code == 0, said.output
+    scores = json.loads(said.stdout)["scores"]
+    assert [one["score"] for one in scores] == ["aum"]  # a list of a number for every run is none
+    alone = tamis.dynamics(tmp_path / "dynamics", skip_epochs=1).filter(pl.col("row_id") >= 5)
+    assert scores[0]["rows"] == alone["aum"].count() > 10
+
+
 @pytest.mark.parametrize(
     ("ids", "roles", "says"),
     [
@@ -175,3 +196,35 @@ def test_ids_that_are_null_have_no_records(tmp_path: Path) -> None:
     recorded(tmp_path / "dynamics", range(20))
     found = run(tmp_path, corpus(tmp_path, [0, None, 3]), str(tmp_path / "dynamics"), id="name")
     assert [sum(row) > 0 for row in found["t_updates"].to_list()] == [True, False, True]
+
+
+def test_logits_on_request_for_early_learning_targets(tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    rows = [
+        {"row_id": n, "epoch": e, "logits": random.normal(size=3).tolist(), "label": n % 3}
+        for e in range(3)
+        for n in range(12)
+    ]
+    pl.DataFrame(rows).write_parquet(tmp_path / "logged.parquet")
+    import_logits(str(tmp_path / "logged.parquet"), str(tmp_path / "d"), keep_logits=True)
+    result = tamis.run(
+        {
+            "corpus": {
+                "path": str(corpus(tmp_path, list(range(20))[::-1])),
+                "roles": {"text": "text", "id": "name"},
+            },
+            "stages": [
+                {"operator": "training_dynamics", "path": str(tmp_path / "d"), "logits": True},
+                {"operator": "early_learning_target", "dynamics": "training_dynamics"},
+            ],
+            "workspace": str(tmp_path / "work"),
+        }
+    )
+    found = tamis.sql(result, "SELECT * FROM scores ORDER BY shard, row")
+    assert found["early_learning_target"].is_null().to_list() == [True] * 8 + [False] * 12
+    assert (
+        found["training_dynamics_label"].to_list() == [None] * 8 + [n % 3 for n in range(12)][::-1]
+    )
+    logits = np.array(found["training_dynamics_logits"].to_list()[8:])
+    want = np.array([row["logits"] for row in rows], np.float32).reshape(3, 12, 3)
+    np.testing.assert_array_equal(logits, want.transpose(1, 0, 2).reshape(12, 9)[::-1])

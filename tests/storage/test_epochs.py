@@ -342,3 +342,46 @@ def test_records_in_memory_of_fsspec(tmp_path: Path) -> None:
     found = find_dynamics("memory://tamis-records")
     (block,) = read_blocks(found, ["loss"], workers=1)
     assert block.row_id.to_pylist() == [1, 3]
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("ascending", [True, False])
+def test_all_logits(tmp_path: Path, ascending: bool) -> None:
+    """Means of repeats; no extra class; a class that comes late; nothing of broken records."""
+    random = np.random.default_rng(4)
+    expected = np.full((60, 2, 2, 3), np.nan, np.float32)
+    for run, epoch in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        ids = [*range(run, 60 - epoch), 5, 9]
+        classes = 2 if epoch == 0 and run == 0 else 3
+        table = records(random, ids, epoch)
+        table = replaced(table, "threshold", [run == 1 and n == 3 for n in ids])
+        logits = random.normal(size=(len(ids), classes + run)).astype(np.float32)
+        table = table.append_column("logits", pa.array(logits.tolist(), pa.list_(pa.float32())))
+        table = replaced(table, "other_logit", [np.nan if n == 8 else 0.0 for n in ids])
+        told = {"run": run, "epoch": epoch, "classes": classes + run}
+        if ascending:
+            write_records(tmp_path / f"run-{run}/epoch-{epoch:05d}.parquet", table, told)
+        else:
+            table = table.take(random.permutation(len(table)))
+            write(tmp_path, f"run-{run}/epoch-{epoch:05d}.parquet", table, **told)
+        for n in set(ids) - {8}:
+            mine = logits[[i for i, other in enumerate(ids) if other == n]].astype(float)
+            expected[n, run, epoch] = -np.inf
+            expected[n, run, epoch, :classes] = mine.mean(axis=0)[:classes]
+    blocks = list(read_blocks(find_dynamics(str(tmp_path)), ["logits"], workers=2))
+    found = np.concatenate([block.columns["logits"] for block in blocks])
+    np.testing.assert_array_equal(found, expected.reshape(60, 12))
+
+
+def test_logits_that_are_not_there(tmp_path: Path) -> None:
+    table = records(np.random.default_rng(1), [1, 2], 0)
+    path = write(tmp_path, "a.parquet", table, classes=2)
+    with pytest.raises(UserError, match=r"a\.parquet: lacks logits"):
+        list(read_blocks(find_dynamics(str(tmp_path)), ["logits"], workers=1))
+    with_logits = table.append_column("logits", pa.array([[1.0, 2.0], [1.0, 2.0]]))
+    pq.write_table(with_logits, path)
+    with pytest.raises(UserError, match="lacks the number of `classes`"):
+        list(read_blocks(find_dynamics(str(tmp_path)), ["logits"], workers=1))
+    write(tmp_path, "a.parquet", with_logits, classes=1)
+    with pytest.raises(UserError, match="2 logits in record 0, its footer says at most 1"):
+        list(read_blocks(find_dynamics(str(tmp_path)), ["logits"], workers=1))

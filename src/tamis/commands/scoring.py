@@ -128,7 +128,8 @@ def _score_stored(
     from tamis.storage.files import whole_file
 
     found = score_stored(name, workspace_at(workspace), parameters(param))
-    scores = found.columns[2:]
+    kinds = found.drop("row_id", "copy").schema
+    scores = [name for name, kind in kinds.items() if kind.is_numeric()]
     with duckdb.connect() as connection:
         connection.register("found", found.to_arrow())
         figures = figures_of(connection, "found", scores)

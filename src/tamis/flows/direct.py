@@ -32,8 +32,9 @@ from tamis.flows.generate import generate, score_generated
 from tamis.flows.queues import write_queues
 from tamis.flows.steps import Run, score, select, set_aside, write_dataset
 from tamis.recipe import Recipe
-from tamis.scoring.operator import RowScorer, Signal
+from tamis.scoring.operator import RowScorer, Scorer, Signal
 from tamis.selectors.generator import Generator
+from tamis.selectors.marker import Marker
 from tamis.selectors.reference import references_of
 from tamis.selectors.selector import Selector
 from tamis.selectors.table_scorer import TableScorer
@@ -421,6 +422,7 @@ def _with_places(
                     "columns": {n: found.stored(n) for n in found.operator.fields().names},
                     "files": [inside(path) for path in found.paths],
                     "steps": list(found.steps),
+                    "in_ledger": _in_ledger(found.operator),
                 }
                 for name, found in run.evaluated.items()
                 if isinstance(found.operator, Signal) == (view == "signals")
@@ -441,6 +443,12 @@ def _with_places(
         "quarantine": [inside(path) for path in run.quarantine],
         "review": {stage: [inside(path) for path in paths] for stage, paths in queues.items()},
     }
+
+
+def _in_ledger(scorer: Scorer) -> list[str]:
+    """Columns of a scorer that say of a row what the ledger says again, where it has a mark."""
+    marks = scorer.marks() if isinstance(scorer, Marker) else {}
+    return [name for mark, name in marks.items() if mark != "weight"]
 
 
 def _manifest(run: Run, ledger: list[Place], entries: list[OutputFile]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tamis.scoring.evaluate import Evaluated
 from tamis.selectors.marker import Marker
 from tamis.storage.columns import Mask, Source
 from tamis.storage.corpus import starts_of
+from tamis.storage.errors import RunError
 from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import DROPPED, RULES, STAYS, Drops, Float64s
 
@@ -71,7 +72,7 @@ def marks_of(marker: Marker, evaluated: Evaluated, kept: Mask) -> Marked:
     """What a marker's columns say of the rows still kept.
 
     Raises:
-        RuntimeError: for an action or a weight that is none.
+        RunError: for an action or a weight that is none.
     """
     marks = marker.marks()
     start = starts_of(evaluated.shards)
@@ -101,5 +102,8 @@ def marks_of(marker: Marker, evaluated: Evaluated, kept: Mask) -> Marked:
     weight = np.concatenate(weights)
     unknown = set(told["action"].unique().to_pylist()) - {*STAYS[1:], DROPPED}
     if unknown or not (np.isfinite(weight) & (weight >= 0)).all():
-        raise RuntimeError(f"{marker.stage} gives actions {unknown} or weights that are none")
+        raise RunError(
+            f"{marker.stage} gives actions {unknown or 'as they should be'}, and weights from "
+            f"{weight.min(initial=1.0):g} to {weight.max(initial=1.0):g}: a defect of tamis"
+        )
     return Marked(marker.stage, np.concatenate(rows), told, (np.concatenate(weighed), weight))

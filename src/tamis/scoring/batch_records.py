@@ -23,6 +23,8 @@ NUMBERS = ("label_logit", "other_logit", "loss", "label_prob", "entropy", "el2n"
 IGNORED = -100
 #: Logits worked on at a time on a processor: more leave its cache.
 _CACHED = 1 << 18
+#: Fewer logits take PyTorch on a processor longer to begin with than a kernel to end with.
+_FEW = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,12 @@ def batch_of(row_ids: Any, logits: Any, labels: Any, step: int = -1, *, keep_log
     Raises:
         UserError: where these do not fit together. Labels on a device are checked when fetched.
     """
-    torch_logits = _is_tensor(logits)
-    logits = logits.detach() if torch_logits else np.asarray(logits)
+    if _is_tensor(logits):
+        logits = logits.detach()
+        if logits.device.type == "cpu" and logits.numel() < _FEW:
+            logits = logits.float().numpy()
+    else:
+        logits = np.asarray(logits)
     labels = _labels(labels)
     _check(logits.shape, labels.shape)
     logits = logits.reshape(-1, logits.shape[-1])
@@ -78,7 +84,7 @@ def batch_of(row_ids: Any, logits: Any, labels: Any, step: int = -1, *, keep_log
             f"{len(ids)} row ids for {len(labels)} rows of logits",
             mend="give the ids of the rows of this batch, in its order",
         )
-    if not torch_logits:
+    if isinstance(logits, np.ndarray):
         return _of_arrays(ids, logits, _on_host(labels), step, keep_logits)
     return _of_tensors(ids, logits, labels, step, keep_logits)
 

@@ -23,7 +23,7 @@ from tamis.scoring.mixture_fits import (
     Mixtures,
     Sample,
     Scale,
-    fit_mixtures,
+    converged_mixtures,
     scaled_sample,
 )
 from tamis.scoring.mixture_goodness import share_below
@@ -35,10 +35,7 @@ MOST_SCORES = 4096
 LEAST_SCORES = 10
 #: Gain of two components over one, nats a row: what a model that is only nearly right may gain on
 #: many rows is no reason to cut. Chosen by measurement, see docs/mixture-thresholds.md.
-LEAST_GAIN = 0.005
-#: Two components are fitted until the mean log-likelihood changes by no more than this.
-ITERATIONS = 200
-TOLERANCE = 1e-6
+LEAST_GAIN = 0.02
 #: Pairs of components that compete, and the scales that they are fitted on.
 PAIRS: tuple[tuple[Kind, Scale], ...] = (
     ("gaussian", "minmax"),
@@ -105,7 +102,7 @@ def count_components(sample: Sample) -> Components:
         one, which = _best_single(scaled)
         for kind, on in PAIRS:
             if on == scale:
-                pair = fit_mixtures(scaled, kind, ITERATIONS, TOLERANCE)
+                pair = converged_mixtures(scaled, kind)
                 with np.errstate(invalid="ignore", divide="ignore"):
                     two = _mean_log_density(pair) - _penalty(_PARAMETERS, rows)
                     found = np.where(pair.apart(), two - one, -np.inf)

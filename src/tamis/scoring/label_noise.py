@@ -138,6 +138,8 @@ def fit_noise(probs: Float32s, labels: Int64s, iterations: int = ITERATIONS) -> 
     rate = min(max(confident_rate(probs, labels), _LEAST), _MOST)
     prior = np.full((classes, classes), rate / max(classes - 1, 1))
     np.fill_diagonal(prior, 1.0 - rate if classes > 1 else 1.0)
+    if not n:
+        return Noise(right, prior, rate)
     likelihood = prior.copy()
     counts = np.empty((classes, classes))
     for _ in range(iterations):

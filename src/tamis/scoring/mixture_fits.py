@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from tamis.storage.grouping import counting_sort
 from tamis.storage.kernels import INLINE, KERNEL, Int64s
 
 Float64s = npt.NDArray[np.float64]
@@ -38,6 +39,9 @@ CUT_MARGIN = 1e-3
 ITERATIONS = 10
 TOLERANCE = 1e-2
 ADDED_VARIANCE = 5e-4
+#: The same where a fit is to stand still.
+CONVERGED_ITERATIONS = 200
+CONVERGED_TOLERANCE = 1e-6
 #: Most a + b of a beta component, so that equal values do not make it infinitely narrow.
 MOST_CONCENTRATED = 1e4
 #: Moves of the cut between the first two clusters, as scikit-learn's KMeans.
@@ -102,14 +106,14 @@ def scaled_sample(
     there = np.isfinite(value)
     scores = value[there]
     if group is None or groups == 1:
-        scores = np.sort(scores)
-        size = np.full(groups, len(scores), np.int64)
+        start = np.array([0, *[len(scores)] * groups])
     else:
-        mine = group[there]
-        scores = scores[np.lexsort((scores, mine))]
-        size = np.bincount(mine, minlength=groups)
-    end = np.cumsum(size)
-    begin = end - size
+        order, start = counting_sort(group[there], groups)
+        scores = scores[order]
+    begin, end = start[:-1], start[1:].copy()
+    size = end - begin
+    for number in np.flatnonzero(size > 1):
+        scores[begin[number] : end[number]].sort()
     low, high = np.full(groups, np.nan), np.full(groups, np.nan)
     filled = size > 0
     if scale == "none":
@@ -188,7 +192,19 @@ def _two_means(x, mean):  # type: ignore[no-untyped-def]
 
 @njit(**KERNEL)
 def _fit(  # type: ignore[no-untyped-def]
-    values, begin, end, beta, margin, iterations, tolerance, added, weight, mean, variance, likely
+    values,
+    begin,
+    end,
+    beta,
+    margin,
+    split,
+    most,
+    tolerance,
+    added,
+    weight,
+    mean,
+    variance,
+    likely,
 ):
     """Expectation-maximisation of every group; what has no two different values stays as it is."""
     for g in range(begin.shape[0]):
@@ -212,7 +228,7 @@ def _fit(  # type: ignore[no-untyped-def]
         centre /= n
 
         w, m, v = np.full(2, 0.5), np.empty(2), np.empty(2)
-        if beta:  # a = 1, b = 2 and a = 2, b = 1
+        if not split or x[0] == x[n - 1]:  # a = 1, b = 2 and a = 2, b = 1
             m[0], m[1] = 1.0 / 3.0, 2.0 / 3.0
             v[:] = 1.0 / 18.0
         else:
@@ -229,7 +245,7 @@ def _fit(  # type: ignore[no-untyped-def]
                 w[k] = part.shape[0] / n
 
         before = -np.inf
-        step, ended = 0, iterations == 0
+        step, ended = 0, False
         while True:
             p0, q0, c0 = log_density(beta, m[0], v[0])
             p1, q1, c1 = log_density(beta, m[1], v[1])
@@ -259,7 +275,7 @@ def _fit(  # type: ignore[no-untyped-def]
             now = (p0 * sum_f + q0 * sum_g + more) / n + c0
             if ended:  # this was for the likelihood alone
                 break
-            ended = step + 1 == iterations or abs(now - before) < tolerance
+            ended = step + 1 == most or abs(now - before) < tolerance
             before = now
             step += 1
             r0, r1 = r0 + _NO_ROWS, r1 + _NO_ROWS
@@ -428,19 +444,13 @@ def _posterior(value, group, low, high, bound_low, bound_high, beta, margin, odd
         found[i] = 1.0 / (1.0 + e) if d >= 0 else e / (1.0 + e)
 
 
-def fit_mixtures(
-    sample: Sample, kind: Kind, iterations: int = ITERATIONS, tolerance: float | None = None
-) -> Mixtures:
+def fit_mixtures(sample: Sample, kind: Kind) -> Mixtures:
     """Fit two components to the scores of every group.
 
     `gaussian`: scikit-learn's GaussianMixture with two components, at most 10 iterations, a
     tolerance of 1e-2 and 5e-4 added to variances, as DivideMix has it; its k-means
     starts from the mean, not at random. `beta`: 10 iterations from (1, 2) and (2, 1) with
     weights of a half; the M-step matches moments.
-
-    Args:
-        iterations: most rounds.
-        tolerance: change of the mean log-likelihood at which they end; as published if not given.
 
     Source:
         Li et al. 2020, DivideMix (arXiv 2002.07394); Arazo et al. 2019, Unsupervised label noise
@@ -453,13 +463,24 @@ def fit_mixtures(
         >>> found.a.round(3).tolist(), found.b.round(3).tolist(), found.weight.round(3).tolist()
         ([[2.431, 2.913]], [[14.439, 1.485]], [[0.634, 0.366]])
     """
+    beta = kind == "beta"
+    return _fitted(sample, kind, not beta, ITERATIONS, 0.0 if beta else TOLERANCE)
+
+
+def converged_mixtures(sample: Sample, kind: Kind) -> Mixtures:
+    """As `fit_mixtures`, but from the two clusters of 2-means and until the fit stands still.
+
+    The published beta mixture may end where one component holds both sorts of rows.
+    """
+    return _fitted(sample, kind, True, CONVERGED_ITERATIONS, CONVERGED_TOLERANCE)
+
+
+def _fitted(sample: Sample, kind: Kind, split: bool, iterations: int, tolerance: float) -> Mixtures:
     shape = (len(sample.begin), 2)
     weight, mean, variance = np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, np.nan)
     likely = np.full(shape[0], np.nan)
     beta = kind == "beta"
-    if tolerance is None:
-        tolerance = 0.0 if beta else TOLERANCE
-    added = 0.0 if beta else ADDED_VARIANCE
-    where = (sample.x, sample.begin, sample.end, beta, sample.margin)
-    _fit(*where, iterations, tolerance, added, weight, mean, variance, likely)
+    where = (sample.x, sample.begin, sample.end, beta, sample.margin, split)
+    how = (iterations, tolerance, 0.0 if beta else ADDED_VARIANCE)
+    _fit(*where, *how, weight, mean, variance, likely)
     return Mixtures(kind, sample, weight, mean, variance, likely)

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from numba import njit
 
 from tamis.scoring.training_dynamics import (
     Float64s,
@@ -22,7 +23,7 @@ from tamis.scoring.training_dynamics import (
 from tamis.storage.dynamics import Dynamics
 from tamis.storage.epochs import Block, read_blocks
 from tamis.storage.errors import UserError
-from tamis.storage.kernels import in_threads
+from tamis.storage.kernels import KERNEL, Int64s, in_threads
 
 #: Scores, and the columns of records that each reads beside the margin.
 SCORES: dict[str, tuple[str, ...]] = {
@@ -64,30 +65,33 @@ class Account:
     first_incomplete: list[tuple[Any, int, int]] = field(default_factory=list)
     first_unknown: list[tuple[Any, int, int]] = field(default_factory=list)
 
-    def add(self, block: Block, dynamics: Dynamics) -> None:
-        """Count what a block lacks."""
-        self.rows += len(block.updates)
-        self.updates += int(block.updates.sum())
+    def name(self, block: Block, dynamics: Dynamics, expected: Bools) -> None:
+        """Name the first rows of a block with something missing."""
         seen = block.updates > 0
         unknown = seen & np.isnan(block.columns["margin"])
-        if unknown.any():
-            self.unknown += int(unknown.sum())
-            _name(self.first_unknown, unknown, block, dynamics)
-        absent = ~seen
-        epochs = dynamics.epochs
-        absent[:, [run * epochs + e - dynamics.first for run, e in dynamics.missing()]] = False
-        if absent.any():
-            self.incomplete += int(absent.any(axis=1).sum())
-            _name(self.first_incomplete, absent, block, dynamics)
+        named = (self.first_incomplete, ~seen & expected), (self.first_unknown, unknown)
+        for first, which in named:
+            rows = np.flatnonzero(which.any(axis=1))[: NAMED - len(first)]
+            for row in rows.tolist():
+                run, epoch = divmod(int(which[row].argmax()), dynamics.epochs)
+                first.append((block.row_id[row].as_py(), run, dynamics.first + epoch))
 
 
-def _name(
-    named: list[tuple[Any, int, int]], which: Bools, block: Block, dynamics: Dynamics
-) -> None:
-    rows = np.flatnonzero(which.any(axis=1))[: NAMED - len(named)]
-    for row in rows.tolist():
-        run, epoch = divmod(int(which[row].argmax()), dynamics.epochs)
-        named.append((block.row_id[row].as_py(), run, dynamics.first + epoch))
+@njit(**KERNEL)
+def _survey(updates, margin, expected, total, epochs):  # type: ignore[no-untyped-def]
+    """Updates and epochs of rows; how many lack an expected epoch, and the unknown records."""
+    incomplete, unknown = 0, 0
+    for row in range(updates.shape[0]):
+        lacks = False
+        total[row] = epochs[row] = 0
+        for t in range(updates.shape[1]):
+            seen = updates[row, t] > 0
+            total[row] += updates[row, t]
+            epochs[row] += seen
+            lacks |= expected[t] and not seen
+            unknown += seen and np.isnan(margin[row, t])
+        incomplete += lacks
+    return incomplete, unknown
 
 
 def score_fields(dynamics: Dynamics, scores: Sequence[str] = tuple(SCORES)) -> pa.Schema:
@@ -126,42 +130,71 @@ def score_records(
     if dynamics.thresholds:
         columns.append("threshold")
     schema = score_fields(dynamics, scores)
+    expected = np.ones(dynamics.runs * dynamics.epochs, np.bool_)
+    for run, epoch in dynamics.missing():
+        expected[run * dynamics.epochs + epoch - dynamics.first] = False
     for block in read_blocks(dynamics, columns, workers=workers):
-        account.add(block, dynamics)
         begins = range(0, len(block.updates), _ROWS)
-        parts = in_threads(partial(_scored, block, dynamics, scores), begins, workers)
+        work = partial(_scored, block, dynamics, scores, expected)
+        parts = in_threads(work, begins, workers)
+        account.rows += len(block.updates)
+        account.incomplete += sum(part.incomplete for part in parts)
+        account.unknown += sum(part.unknown for part in parts)
+        account.thresholds += sum(part.thresholds for part in parts)
+        account.updates += sum(int(part.updates.sum()) for part in parts)
+        if any(part.incomplete or part.unknown for part in parts):
+            account.name(block, dynamics, expected)
+        arrays = [
+            pa.array(np.concatenate([part.scores[name] for part in parts]), from_pandas=True)
+            for name in scores
+        ]
+        updates = pa.array(np.concatenate([part.updates for part in parts]))
+        epochs = pa.array(np.concatenate([part.epochs for part in parts]))
         ids = block.row_id.cast(schema.field("row_id").type)
-        account.thresholds += sum(part.pop("thresholds") for part in parts)
-        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        seen = block.updates.sum(axis=1, dtype=np.int64), (block.updates > 0).sum(axis=1)
-        arrays = [pa.array(found[name], from_pandas=True) for name in scores]
-        counts = [pa.array(seen[0]), pa.array(seen[1].astype(np.int32))]
-        yield pa.record_batch([ids, *arrays, *counts], schema=schema)
+        yield pa.record_batch([ids, *arrays, updates, epochs], schema=schema)
 
 
-def _scored(block: Block, dynamics: Dynamics, scores: Sequence[str], begin: int) -> dict[str, Any]:
-    """Scores of some rows of a block, nan where there are none."""
+class _Scored(NamedTuple):
+    """Of some rows of a block: scores (nan where there are none) and what their account needs."""
+
+    scores: dict[str, Float64s]
+    updates: Int64s
+    epochs: npt.NDArray[np.int32]
+    incomplete: int
+    unknown: int
+    thresholds: int
+
+
+def _scored(
+    block: Block, dynamics: Dynamics, scores: Sequence[str], expected: Bools, begin: int
+) -> _Scored:
     here = slice(begin, begin + _ROWS)
-    epochs = dynamics.epochs
+    width = dynamics.epochs
+    updates = block.updates[here]
+    total, epochs = np.empty(len(updates), np.int64), np.empty(len(updates), np.int32)
+    lacking = _survey(updates, block.columns["margin"][here], expected, total, epochs)
     by_run: dict[str, list[Float64s]] = {name: [] for name in scores}
     counted = []
-    present = np.zeros(len(block.updates[here]), np.bool_)
     for run in range(dynamics.runs):
-        of_run = here, slice(run * epochs, (run + 1) * epochs)
-        updates = block.updates[of_run]
+        of_run = here, slice(run * width, (run + 1) * width)
         matrices = {name: matrix[of_run] for name, matrix in block.columns.items()}
-        seen = (updates > 0).any(axis=1)
-        present |= seen
+        # A row of a single run is there: none is without records.
+        seen = (
+            (block.updates[of_run] > 0).any(axis=1)
+            if dynamics.runs > 1
+            else np.ones(len(updates), np.bool_)
+        )
         if "threshold" in matrices:
             seen = seen & ~(matrices["threshold"] > 0).any(axis=1)
         counted.append(seen)
-        for name, values in _of_run(matrices, updates, scores).items():
+        for name, values in _of_run(matrices, block.updates[of_run], scores).items():
             by_run[name].append(values)
     ordinary = np.stack(counted, axis=1)
-    found: dict[str, Any] = {
+    found = {
         name: mean_over_runs(np.stack(values, axis=1), ordinary) for name, values in by_run.items()
     }
-    return {**found, "thresholds": int((present & ~ordinary.any(axis=1)).sum())}
+    unseen = int((~ordinary.any(axis=1)).sum()) if dynamics.thresholds else 0
+    return _Scored(found, total, epochs, lacking[0], lacking[1], unseen)
 
 
 def _of_run(

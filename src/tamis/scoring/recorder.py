@@ -51,8 +51,8 @@ def process_rank() -> tuple[int | None, int | None]:
 class DynamicsRecorder:
     """Records training: logits of the rows of each batch, as a Parquet file for every epoch.
 
-    Buffered records take 48 bytes a row (with a string for an id 48 and its length; with `logits`
-    4 more for each) and twice that while a file is written, at the end of an epoch. Files are
+    Records take 48 bytes in memory (with a string for an id 48 and its length; with `logits` 4 more
+    for each) and three times that while their file is written, at the end of an epoch. Files are
     written whole: a process that is killed leaves those of earlier epochs, or windows, as they are.
 
     An epoch that is trained again, as after a restart, replaces its records, and those of later

@@ -20,9 +20,9 @@ from tamis.storage.kernels import KERNEL
 class LabelAgreement(TableScorer):
     """Share of the k nearest rows that have a row's label (0 to 1); low: probably a wrong label.
 
-    Nearest by the cosine of embeddings, exactly, among all other rows; ties by row_id. With
-    `weights: similarity` a neighbour counts by its cosine (not below 0). The class that most
-    neighbours have, or weigh for, is left as text, ties by the class that comes first. A row
+    Nearest by the cosine of embeddings, exactly, among all other rows; ties by row_id. A neighbour
+    counts by its cosine (not below 0), or, with `weights: uniform`, as every other. The class that
+    most neighbours have, or weigh for, is left as text, ties by the class that comes first. A row
     without neighbours has neither: the only row, or one whose vector is zeros.
 
     Every pair of rows is compared, so the time grows with the square of the rows.
@@ -32,9 +32,11 @@ class LabelAgreement(TableScorer):
     embedding: str = Field(
         default="embedding", description="vectors: a signal of an earlier stage, or a column"
     )
-    k: int = Field(default=10, ge=1, description="neighbours (10 is unconfirmed)")
+    k: int = Field(
+        default=25, ge=1, description="neighbours (25: our measurement, see docs/label-scores.md)"
+    )
     weights: Literal["uniform", "similarity"] = Field(
-        default="uniform", description="what a neighbour counts"
+        default="similarity", description="what a neighbour counts"
     )
 
     version: ClassVar[int] = 1

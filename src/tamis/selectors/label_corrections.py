@@ -89,9 +89,9 @@ class LabelCorrections(Marker):
         return rows * 200
 
     def fields(self) -> pa.Schema:
-        """``<stage>_label`` (the label as text, never null), ``_given`` (the one before, where it
-        is changed), ``_confirmed`` (bool: a person has said what the label is), and ``_action``;
-        ``_value``, ``_threshold`` and ``_rules`` are empty."""
+        """``<stage>_label`` (the label as text), ``_given`` (the one before), ``_confirmed`` (bool:
+        a person has said what the label is), none of them ever null; and ``_action``. ``_value``,
+        ``_threshold`` and ``_rules`` are empty."""
         sure = pa.field(f"{self.stage}_confirmed", pa.bool_(), nullable=False)
         return pa.schema([*label_fields(self.stage), sure, *self.action_fields()])
 

@@ -141,15 +141,15 @@ class NewLabels:
     def columns(self, stage: str) -> dict[str, pa.Array]:
         """The columns of `label_fields`."""
         names = pa.array(self.names, pa.large_string())
-        given = names.take(pa.array(self.labels.codes, mask=self.codes == self.labels.codes))
-        return {f"{stage}_label": names.take(pa.array(self.codes)), f"{stage}_given": given}
+        now, before = (names.take(pa.array(codes)) for codes in (self.codes, self.labels.codes))
+        return {f"{stage}_label": now, f"{stage}_given": before}
 
 
 def label_fields(stage: str) -> list[pa.Field]:
-    """``<stage>_label``, the label as text, and ``_given``, the one before where it is changed."""
+    """``<stage>_label``, the label as text, and ``_given``, the one before."""
     return [
         pa.field(f"{stage}_label", pa.large_string(), nullable=False),
-        pa.field(f"{stage}_given", pa.large_string()),
+        pa.field(f"{stage}_given", pa.large_string(), nullable=False),
     ]
 
 

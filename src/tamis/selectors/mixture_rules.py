@@ -296,9 +296,10 @@ class LossGate(Selector, OfMixture):
     """Drop the rows whose loss lies above the dynamic loss gate (DLG-LC).
 
     Two Gaussians are fitted to the losses; the gate is the loss at which both, by their weights,
-    are equally dense. Rows above it have unreliable labels. The paper keeps those of them on which
-    the model is confident of another label, and gives them that: `gates` says where the gates lie,
-    for operators that do so. In the ledger, value and threshold are losses.
+    are equally dense, which is where `mixture_posterior` reaches 0.5. Rows above it have unreliable
+    labels. This is the gate alone; the paper's label correction, which gives such rows the label
+    that the model is confident of, is `relabel` by `mixture_posterior`. In the ledger, value and
+    threshold are losses.
     """
 
     operator: Literal["loss_gate"] = "loss_gate"
@@ -310,18 +311,7 @@ class LossGate(Selector, OfMixture):
         "robust speaker verification (DLG-LC)"
     )
 
-    def gates(self, table: Table) -> Float64s:
-        """The gate of every row: its loss is reliable up to there.
-
-        Infinite in a group for which one component would do.
-        """
-        return _gates(self.fitted(table))
-
     def select(self, table: Table) -> Drops:
         fitted = self.fitted(table)
-        return drops_of(fitted, fitted.value, _gates(fitted), 0.5)
-
-
-def _gates(fitted: Fitted) -> Float64s:
-    gates = np.where(fitted.cut, fitted.mixtures.crossing(), np.inf)
-    return gates[fitted.group]
+        gates = np.where(fitted.cut, fitted.mixtures.crossing(), np.inf)
+        return drops_of(fitted, fitted.value, gates[fitted.group], 0.5)

@@ -50,12 +50,16 @@ class Probe(TableScorer):
         description="vectors: a signal of an earlier stage or a column of the corpus",
     )
     hidden: list[Annotated[int, Field(ge=0)]] = Field(
-        default=[0, 256],
+        default=[0],
         min_length=1,
         description="hidden layers of the probes that judge rows, 0: none, a linear probe; the "
         "first is that of the recorded ones too",
     )
-    loss: Loss = Field(default="cross_entropy", description="what training makes small")
+    loss: Loss = Field(
+        default="gce",
+        description="what training makes small; generalised cross-entropy hardly learns from "
+        "labels that everything else speaks against",
+    )
     q: float = Field(default=0.7, gt=0, le=1, description="of generalised cross-entropy")
     beta: float = Field(
         default=0.7, ge=0, lt=1, description="memory of early-learning targets (unconfirmed)"
@@ -65,10 +69,10 @@ class Probe(TableScorer):
     )
     folds: int = Field(default=5, ge=2, le=100, description="parts that rows are judged in")
     repeats: int = Field(default=1, ge=1, le=100, description="cuts into folds, each with its seed")
-    epochs: int = Field(default=10, ge=1, le=1000, description="of every training (unconfirmed)")
+    epochs: int = Field(default=20, ge=1, le=1000, description="of every training (unconfirmed)")
     learning_rate: float = Field(default=1e-3, gt=0, description="of Adam, constant")
     weight_decay: float = Field(
-        default=0.0, ge=0, description="decoupled, times the learning rate (unconfirmed)"
+        default=10.0, ge=0, description="decoupled, times the learning rate (unconfirmed)"
     )
     batch_rows: int = Field(default=256, ge=1, description="rows of a step (unconfirmed)")
     threshold_runs: int = Field(

@@ -75,9 +75,8 @@ class Relabel(BySuspicion, Marker):
         return rows * 400
 
     def fields(self) -> pa.Schema:
-        """``<stage>_label`` (the label as text, never null), ``_given`` (the one before, where it
-        is changed), and where it is changed ``_action``, ``_value`` (P(wrong)), ``_threshold``,
-        ``_rules``."""
+        """``<stage>_label`` (the label as text), ``_given`` (the one before), neither ever null;
+        and where they differ ``_action``, ``_value`` (P(wrong)), ``_threshold``, ``_rules``."""
         return pa.schema([*label_fields(self.stage), *self.action_fields()])
 
     def rewrites(self) -> dict[str, str]:

@@ -41,6 +41,9 @@ class TrainingDynamics(TableScorer):
     path: str | list[str] = Field(
         description="folder of training records; several folders are runs of one training set"
     )
+    logits: bool = Field(
+        default=False, description="also give all logits, which the recorder must have kept"
+    )
     digest: str | None = Field(
         default=None, description="of the records; if given, others are refused"
     )
@@ -91,7 +94,9 @@ class TrainingDynamics(TableScorer):
         (the class of that other logit): int32 [T], -1 there; ``S_updates`` (records of the row in
         the epoch): int32 [T]; ``S_ordinary`` (false in a run where the row was a threshold sample,
         whose label there is the extra class): bool [runs]; ``S_label`` (the trainer's number of the
-        row's class in the last epoch of an ordinary run; -1 if there is none): int32.
+        row's class in the last epoch of an ordinary run; null if there is none): int32.
+        ``S_logits``, if asked for: of the ordinary classes, T of them one after the other, nan
+        where ``S_margin`` is, minus infinity for classes that came later.
         """
         stage, records = self.stage, self.records
         epochs = records.runs * records.epochs
@@ -103,9 +108,10 @@ class TrainingDynamics(TableScorer):
         kinds = [pa.from_numpy_dtype(_kind_of(name)) for name in _RECORDED]
         return pa.schema(
             [
-                pa.field(f"{stage}_label", pa.int32(), nullable=False),
+                pa.field(f"{stage}_label", pa.int32()),
                 *map(many, _RECORDED, kinds),
                 many("ordinary", pa.bool_(), records.runs),
+                *([many("logits", pa.float32(), epochs * self._classes)] if self.logits else []),
             ]
         )
 
@@ -179,9 +185,15 @@ class TrainingDynamics(TableScorer):
             table.progress(f"{self.stage}: {told}", 1, 1)
 
     @property
+    def _classes(self) -> int:
+        """Logits of an epoch that are given."""
+        return self.records.classes() if self.logits else 0
+
+    @property
     def _rows_of_a_pass(self) -> int:
         epochs = self.records.runs * self.records.epochs
-        width = epochs * sum(np.dtype(_kind_of(name)).itemsize for name in (*_RECORDED, "label"))
+        width = sum(np.dtype(_kind_of(name)).itemsize for name in (*_RECORDED, "label"))
+        width = epochs * (width + 4 * self._classes)
         return max(BATCH_ROWS, _PASS_BYTES // width)
 
     def _of_rows(
@@ -195,6 +207,9 @@ class TrainingDynamics(TableScorer):
         }
         ordinary = np.ones((rows, records.runs), np.bool_)
         read = [*_READ, *(["threshold"] if records.thresholds else [])]
+        if self.logits:
+            found["logits"] = np.full((rows, epochs * self._classes), np.nan, np.float32)
+            read.append("logits")
         for block in read_blocks(records, read, workers=workers):
             here, at = _matches(ids, block)
             mine, at = places[here][at >= 0], at[at >= 0]
@@ -208,7 +223,8 @@ class TrainingDynamics(TableScorer):
         for t in range(epochs):
             said = (found["label"][:, t] >= 0) & ordinary[:, t // records.epochs]
             label[said] = found["label"][said, t]
-        return [label, *(found[name] for name in _RECORDED), ordinary]
+        logits = [found["logits"]] if self.logits else []
+        return [label, *(found[name] for name in _RECORDED), ordinary, *logits]
 
 
 def _kind_of(name: str) -> npt.DTypeLike:
@@ -248,6 +264,6 @@ def _matches(ids: Ids, block: Block) -> tuple[slice, Int64s]:
 
 def _array(values: Column, kind: pa.DataType) -> pa.Array:
     if values.ndim == 1:
-        return pa.array(values, kind)
+        return pa.array(values, kind, mask=values < 0)
     flat = pa.array(np.ascontiguousarray(values).reshape(-1), kind.value_type)
     return pa.FixedSizeListArray.from_arrays(flat, type=kind)

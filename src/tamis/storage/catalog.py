@@ -201,7 +201,12 @@ def _content(roles: dict[str, str | None], rows: str) -> str:
 
 
 def _why(manifest: dict[str, Any]) -> str:
-    names = [name for found in manifest["scores"].values() for name in found["columns"]]
+    names = [
+        name
+        for found in manifest["scores"].values()
+        for name in found["columns"]
+        if name not in found.get("in_ledger", ())
+    ]
     packed = ", ".join(f"{_name(name)} := s.{_name(name)}" for name in names)
     scores = f"struct_pack({packed})" if names else "NULL"
     roles = manifest["recipe"]["corpus"]["roles"]

@@ -75,6 +75,8 @@ class RecordFile:
         sorted: whether its footer says that `row_id` ascends.
         text_ids: whether row_ids are strings, and not int64.
         thresholds: whether a record may be one of a threshold sample.
+        classes: the most logits that a record was made of; 0 if its footer does not say.
+        logits: whether all logits are kept.
     """
 
     run: int
@@ -87,6 +89,8 @@ class RecordFile:
     sorted: bool
     text_ids: bool
     thresholds: bool
+    classes: int
+    logits: bool
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,22 @@ class Dynamics:
     def thresholds(self) -> bool:
         """Whether a record may be one of a threshold sample."""
         return any(file.thresholds for file in self.files)
+
+    def classes(self) -> int:
+        """Logits of a record, those of the ordinary classes: without the extra one in runs with
+        threshold samples.
+
+        Raises:
+            UserError: if a file has not kept all logits, or does not say of how many.
+        """
+        for file in self.files:
+            if file.rows and not (file.logits and file.classes):
+                lacks = "the number of `classes` in its footer" if file.logits else "logits"
+                raise UserError(
+                    f"lacks {lacks}", where=file.path, mend="have the recorder keep all logits"
+                )
+        sampled = {file.run for file in self.files if file.thresholds}
+        return max(file.classes - (file.run in sampled) for file in self.files)
 
     def missing(self) -> list[tuple[int, int]]:
         """Run and epoch of those that no file has."""
@@ -238,6 +258,8 @@ def _record_file(place: Place) -> RecordFile:
         bool(told.get("sorted", False)),
         not pa.types.is_integer(schema.field("row_id").type),
         footer.num_rows > 0 and thresholds,
+        int(told.get("classes") or 0),
+        LOGITS.name in schema.names,
     )
 
 

@@ -6,6 +6,7 @@ row_ids of all files are equal position for position, as recorders write them, n
 """
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,11 +23,11 @@ from tamis.storage.record_streams import KINDS, Column, Ids, Stream, Taken, join
 
 #: Columns that can be asked for beside ``margin``.
 COLUMNS = ("label_prob", "loss", "entropy", "el2n", "label", "other", "correct", "threshold")
-_LOGITS = ["label_logit", "other_logit"]
+_MARGIN = ["label_logit", "other_logit"]
 #: Bytes that all files together are read ahead, about.
 _AHEAD_BYTES = 128 << 20
 #: Rows of a file that are read at a time, at most and at least.
-_MOST_ROWS, _LEAST_ROWS = 1 << 17, 1 << 11
+_MOST_ROWS, _LEAST_ROWS = 1 << 17, 1 << 8
 #: Rows of a matrix that stay in a core's cache while its columns are filled one by one.
 _CACHED_ROWS = 1 << 13
 
@@ -40,7 +41,9 @@ class Block(NamedTuple):
         row_id: int64 or large_string ``(n,)``, ascending, no two alike.
         columns: matrices ``(n, runs * epochs)``, run-major: ``margin`` (label's logit minus the
             largest other) and those asked for. Floats are float32, nan where missing; ``label`` and
-            ``other`` int32, ``correct`` and ``threshold`` int8, -1 where missing.
+            ``other`` int32, ``correct`` and ``threshold`` int8, -1 where missing. ``logits`` has
+            all ordinary classes of an epoch one after the other: float32, minus infinity for
+            classes that the model did not have yet.
         updates: int32 ``(n, runs * epochs)``, how many records a row has in an epoch.
 
     Where a row has several records in an epoch, floats are their means and other values those of
@@ -158,25 +161,27 @@ def read_blocks(
     last. Memory is bounded by the number of files, not of rows.
 
     Args:
-        columns: some of `COLUMNS`.
+        columns: some of `COLUMNS`, or ``logits``.
         folder: for sorted copies of files that are not; the system's for temporary files.
 
     Raises:
-        UserError: for a file that is damaged, has a null, or is not sorted as its footer says.
+        UserError: for a file that is damaged, has a null, or is not sorted as its footer says; if
+            logits are wanted, for one without.
     """
-    names = [*_LOGITS, *columns]
+    names = [*_MARGIN, *columns]
     width = 8 + sum(np.dtype(KINDS[name]).itemsize for name in names)
-    rows = _AHEAD_BYTES // (width * len(dynamics.files))
+    classes = dynamics.classes() if "logits" in columns else 0
+    rows = _AHEAD_BYTES // ((width + 4 * classes) * len(dynamics.files))
     rows = max(_LEAST_ROWS, min(_MOST_ROWS, rows))
     with tempfile.TemporaryDirectory(prefix=".records-", dir=folder) as aside:
 
         def opened(place: int) -> list[Stream]:
-            return streams_of(dynamics.files[place], names, rows, Path(aside))
+            return streams_of(dynamics.files[place], names, classes, rows, Path(aside))
 
         found = in_threads(opened, range(len(dynamics.files)), workers)
         streams = [stream for several in found for stream in several]
         while taken := _take(streams, rows, workers):
-            yield _block(dynamics, names, taken, workers)
+            yield _block(dynamics, names, classes, taken, workers)
 
 
 def _take(streams: list[Stream], rows: int, workers: int) -> list[Taken]:
@@ -192,27 +197,35 @@ def _take(streams: list[Stream], rows: int, workers: int) -> list[Taken]:
         short = [stream for stream in going if stream.next_id == limit]
 
 
-def _block(dynamics: Dynamics, names: list[str], taken: list[Taken], workers: int) -> Block:
+def _block(
+    dynamics: Dynamics, names: list[str], classes: int, taken: list[Taken], workers: int
+) -> Block:
     ids, places = _aligned(taken, workers)
     epochs = dynamics.runs * dynamics.epochs
     rows = len(ids)
     kinds = {"margin": np.float32, **{name: KINDS[name] for name in names[2:]}}
-    columns = {name: np.empty((rows, epochs), kind) for name, kind in kinds.items()}
-    updates = np.zeros((rows, epochs), np.int32)
+    columns = {
+        name: np.empty((rows, epochs * (classes if name == "logits" else 1)), kind)
+        for name, kind in kinds.items()
+    }
     by_epoch: dict[int, list[int]] = {}
     for n, some in enumerate(taken):
         file = some.stream.file
         epoch = file.run * dynamics.epochs + file.epoch - dynamics.first
         by_epoch.setdefault(epoch, []).append(n)
     full = {t: mine[0] for t, mine in by_epoch.items() if places[mine[0]] is None}
+    updates = np.ones((rows, epochs), np.int32)
     for t in range(epochs):
         if t not in full:
+            updates[:, t] = 0
             for matrix in columns.values():
-                matrix[:, t] = np.nan if matrix.dtype.kind == "f" else -1
-    for t, mine in by_epoch.items():
-        if t not in full:
-            parts = [(taken[n], p) for n in mine if (p := places[n]) is not None]
-            _merge_epoch(t, parts, columns, updates)
+                _of_epoch(matrix, t, epochs)[:] = _missing(matrix)
+
+    def merge(t: int) -> None:
+        parts = [(taken[n], p) for n in by_epoch[t] if (p := places[n]) is not None]
+        _merge_epoch(t, parts, columns, updates)
+
+    in_threads(merge, by_epoch.keys() - full.keys(), workers)
     unknown = np.zeros((rows, epochs), np.bool_)
 
     def fill(begin: int) -> bool:
@@ -221,15 +234,29 @@ def _block(dynamics: Dynamics, names: list[str], taken: list[Taken], workers: in
             mine, other, *rest = (values[begin:end] for values in taken[n].values)
             _put_margin(columns["margin"], t, begin, mine, other)
             for name, values in zip(names[2:], rest, strict=True):
-                _put(columns[name], t, begin, values)
-            updates[begin:end, t] = 1
+                if name == "logits":
+                    _of_epoch(columns[name], t, epochs)[begin:end] = values
+                else:
+                    _put(columns[name], t, begin, values)
         return bool(_unknown(columns["margin"], updates, begin, end, unknown))
 
     if any(in_threads(fill, range(0, rows, _CACHED_ROWS), workers)):
         for name, matrix in columns.items():
-            if name not in ("label", "threshold"):
-                matrix[unknown] = np.nan if matrix.dtype.kind == "f" else -1
+            if name == "logits":
+                matrix[np.repeat(unknown, classes, axis=1)] = np.nan
+            elif name not in ("label", "threshold"):
+                matrix[unknown] = _missing(matrix)
     return Block(pa.array(ids), columns, updates)
+
+
+def _of_epoch(matrix: Column, t: int, epochs: int) -> Column:
+    """The columns of a matrix that belong to an epoch: one, or one for every class."""
+    width = matrix.shape[1] // epochs
+    return matrix[:, t * width : (t + 1) * width]
+
+
+def _missing(matrix: Column) -> float:
+    return np.nan if matrix.dtype.kind == "f" else -1
 
 
 def _aligned(taken: list[Taken], workers: int) -> tuple[Ids, list[Int64s | None]]:
@@ -238,9 +265,10 @@ def _aligned(taken: list[Taken], workers: int) -> tuple[Ids, list[Int64s | None]
     None stands for a stream that has exactly these rows and is alone in its epoch.
     """
     files = [some.stream.file for some in taken]
-    alone = [sum((f.run, f.epoch) == (g.run, g.epoch) for g in files) == 1 for f in files]
+    count = Counter((file.run, file.epoch) for file in files)
+    alone = [count[file.run, file.epoch] == 1 for file in files]
     first = taken[0].ids
-    alike = in_threads(lambda some: _equal(first, some.ids), taken, workers)
+    alike = [_equal(first, some.ids) for some in taken]
     if all(alike) and not _has_repeats(first):
         whole = np.arange(len(first))
         return first, [None if one else whole for one in alone]
@@ -291,17 +319,22 @@ def _merge_epoch(
     values = [np.concatenate(arrays) for arrays in zip(*(s.values for s, _ in parts), strict=True)]
     margin = values[0] - values[1]
     named = dict(zip(columns, [margin, *values[2:]], strict=True))
-    if most == 1:
-        for name, found in named.items():
-            _put_at(columns[name], t, places, found)
-        return
+    order = None if most == 1 else _order(parts, places)
+    for name, found in named.items():
+        matrix = _of_epoch(columns[name], t, updates.shape[1])
+        for k, one in enumerate(found.reshape(len(found), -1).T):
+            if order is None:
+                _put_at(matrix, k, places, one)
+            elif found.dtype.kind == "f":
+                _put_means(matrix, k, places, one, order)
+            else:
+                _put_at(matrix, k, places[order], one[order])
+
+
+def _order(parts: list[tuple[Taken, Int64s]], places: Int64s) -> Int64s:
+    """Brings the records of a row together, in the order of training."""
     steps = [some.stream.steps(some.first, len(some.ids)) for some, _ in parts]
     ranks = [np.full(len(some.ids), some.stream.file.rank) for some, _ in parts]
     windows = [np.full(len(some.ids), some.stream.file.window) for some, _ in parts]
     keys = [np.concatenate(key) for key in (windows, ranks, steps)]
-    order = np.lexsort((*keys, places))
-    for name, found in named.items():
-        if found.dtype.kind == "f":
-            _put_means(columns[name], t, places, found, order)
-        else:
-            _put_at(columns[name], t, places[order], found[order])
+    return np.lexsort((*keys, places))

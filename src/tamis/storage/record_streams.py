@@ -27,6 +27,7 @@ KINDS: dict[str, npt.DTypeLike] = {
     "other": np.int32,
     "correct": np.int8,
     "threshold": np.int8,
+    "logits": np.float32,
 }
 #: Rows of a file without order that are sorted at a time.
 SORT_ROWS = 1 << 21
@@ -74,11 +75,13 @@ class Stream:
         next_id: row_id of the record after them; None if there is none.
     """
 
-    def __init__(self, file: RecordFile, names: list[str], opener: Opener) -> None:
-        self.file, self.names = file, names
+    def __init__(self, file: RecordFile, names: list[str], classes: int, opener: Opener) -> None:
+        self.file, self.names, self._classes = file, names, classes
         self.next_id: int | str | None = None
         self.ids: Ids = ids_of(pa.array([], pa.large_string() if file.text_ids else pa.int64()))
-        self._values: list[Column] = [_fixed(np.zeros(0, KINDS[name])) for name in names]
+        self._values: list[Column] = [
+            _fixed(np.zeros((0, classes) if name == "logits" else 0, KINDS[name])) for name in names
+        ]
         self._opener = opener
         self._batches = opener(["row_id", *names])
         self._ahead: tuple[Ids, list[Column]] = (self.ids, self._values)
@@ -89,6 +92,7 @@ class Stream:
     def fill(self) -> None:
         """Read one more batch."""
         ids, values = self._ahead
+        classes = self._classes
         if len(self.ids):
             self.ids = _fixed(joined([self.ids, ids]))
             pairs = zip(self._values, values, strict=True)
@@ -106,7 +110,7 @@ class Stream:
                     where=self.file.path,
                     mend="sort the file, or leave `sorted` out of its footer",
                 )
-            values = [column_of(batch, name, self.file, self._read) for name in self.names]
+            values = [column_of(batch, name, self.file, self._read, classes) for name in self.names]
             self._read += len(ids)
         self._ahead = ids, values
         self.next_id = None
@@ -151,7 +155,7 @@ class _Forward:
             if not len(self._values):
                 batch = _next(self._batches, self._file)
                 assert batch is not None, "a stream has a step for every record"
-                self._values = column_of(batch, "step", self._file, self._first)
+                self._values = column_of(batch, "step", self._file, self._first, 0)
             elif self._first == first:
                 parts.append(self._values[:count])
                 first, count = first + len(parts[-1]), count - len(parts[-1])
@@ -177,17 +181,39 @@ def ids_of(column: pa.Array) -> Ids:
     return column.cast(pa.large_string())
 
 
-def column_of(batch: pa.RecordBatch, name: str, file: RecordFile, begin: int) -> Column:
-    """A column of a batch, whose first row is record `begin` of its file, as `KINDS` says."""
+def column_of(
+    batch: pa.RecordBatch, name: str, file: RecordFile, begin: int, classes: int
+) -> Column:
+    """A column of a batch, whose first row is record `begin` of its file, as `KINDS` says; logits
+    of the first `classes`, minus infinity where there are fewer."""
     if name == "step":
         if name not in batch.schema.names:
             return np.full(batch.num_rows, -1, np.int64)
         known = pc.fill_null(batch[name].cast(pa.int64()), -1)
         return np.asarray(known, np.int64)
+    if name == "logits":
+        return _logits(_whole(batch[name], name, file, begin), file, begin, classes)
     kind = pa.from_numpy_dtype(KINDS[name])
     safe = not pa.types.is_floating(kind)  # a float64 may be rounded
     values = _whole(batch[name], name, file, begin).cast(kind, safe=safe)
     return _fixed(values.to_numpy(zero_copy_only=False))
+
+
+def _logits(column: pa.Array, file: RecordFile, begin: int, classes: int) -> Column:
+    lists = column.cast(pa.large_list(pa.float32()), safe=False)
+    lengths = np.diff(np.asarray(lists.offsets))
+    long = np.flatnonzero(lengths > file.classes)
+    if len(long):
+        raise UserError(
+            f"{lengths[long[0]]} logits in record {begin + long[0]}, its footer says at most "
+            f"{file.classes}",
+            where=file.path,
+            mend="write the number of `classes` into the footer",
+        )
+    values = np.asarray(_whole(lists.flatten(), "logits", file, begin))
+    wide = np.full((len(lengths), max(classes, int(lengths.max(initial=0)))), -np.inf, np.float32)
+    wide[np.arange(wide.shape[1]) < lengths[:, None]] = values
+    return _fixed(np.ascontiguousarray(wide[:, :classes]))
 
 
 def _whole(column: pa.Array, name: str, file: RecordFile, begin: int) -> pa.Array:
@@ -248,17 +274,20 @@ def first_descent(ids: Ids, before: Ids) -> int:
     return int(found[0]) + 1 - len(before) if len(found) else -1
 
 
-def streams_of(file: RecordFile, names: list[str], rows: int, folder: Path) -> list[Stream]:
+def streams_of(
+    file: RecordFile, names: list[str], classes: int, rows: int, folder: Path
+) -> list[Stream]:
     """The records of a file as streams: one if it is sorted, else one for every sorted run.
 
     Args:
+        classes: how many logits of a record are wanted.
         rows: read at a time.
         folder: for sorted runs.
     """
     if file.sorted or _is_sorted(file, rows):
-        return [Stream(file, names, lambda columns: _batches(file, columns, rows))]
+        return [Stream(file, names, classes, lambda columns: _batches(file, columns, rows))]
     return [
-        Stream(file, names, _reader(path))
+        Stream(file, names, classes, _reader(path))
         for path in _sorted_runs(file, [*names, "step"], rows, folder)
     ]
 
@@ -310,7 +339,10 @@ def _write_sorted(
     batch: pa.RecordBatch, names: list[str], file: RecordFile, begin: int, rows: int, path: Path
 ) -> None:
     ids = pa.array(ids_of(_whole(batch["row_id"], "row_id", file, begin)))
-    columns = [pa.array(column_of(batch, name, file, begin)) for name in names]
+    columns = [
+        batch[name] if name == "logits" else pa.array(column_of(batch, name, file, begin, 0))
+        for name in names
+    ]
     table = pa.table([ids, *columns], names=["row_id", *names])
     table = table.take(pc.sort_indices(ids))  # stable
     with place_errors(path), pa.ipc.new_file(str(path), table.schema) as out:
