@@ -473,6 +473,7 @@ def test_what_probes_and_consensus_leave_is_acted_on(tmp_path: Path) -> None:
         {"operator": "probe", "embedding": "vector", "learning_rate": 0.05},
         {"operator": "aum"},
         {"operator": "data_map"},
+        {"operator": "label_agreement", "embedding": "vector"},
         {"operator": "label_consensus", "combine": "rank", "rate": 0.1},
         {"operator": "label_review", "by": "label_consensus", "rows": 5},
         {"operator": "relabel", "by": "label_consensus", "threshold": 0.9, "confidence": 0.5},

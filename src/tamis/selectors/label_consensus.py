@@ -145,7 +145,7 @@ class LabelConsensus(TableScorer):
 
     operator: Literal["label_consensus"] = "label_consensus"
     detectors: dict[str, End] = Field(
-        default={"aum": "low", "confidence": "low"},
+        default={"aum": "low", "confidence": "low", "label_agreement": "low"},
         min_length=1,
         description="scores, and which end of each is suspicious",
     )
