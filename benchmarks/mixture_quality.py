@@ -257,7 +257,7 @@ def training_sets(data: Path, work: Path) -> None:
                 "stages": [
                     {**probe, "name": "gce", "loss": "gce"},
                     {"operator": "training_loss", "dynamics": "gce", "name": "gceloss"},
-                    {**probe, "name": "ce"},
+                    {**probe, "name": "ce", "loss": "cross_entropy"},
                     {"operator": "training_loss", "dynamics": "ce", "name": "celoss"},
                     {"operator": "aum", "dynamics": "ce"},
                 ],
