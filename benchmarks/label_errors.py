@@ -14,7 +14,8 @@ Average precision and AUROC of the ranking, wrong labels being the positives. Th
 for: the accuracy on clean labels of a LogisticRegression trained on all rows, without those that
 are probably wrong, and without as many drawn at random.
 
-    OMP_NUM_THREADS=1 python benchmarks/label_errors.py DATA --work bench-work --write docs/label-noise.md
+    export OMP_NUM_THREADS=1
+    python benchmarks/label_errors.py DATA --work bench-work --write docs/label-noise.md
 
 Every result is added to WORK/results.jsonl as it comes, and is not computed twice; so the script
 can be stopped, and several can share the work (`--sets`).

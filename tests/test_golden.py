@@ -109,6 +109,7 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "aum_threshold": {"quantile": 0.8},
     "confident_learning": {},
     "label_agreement": {"embedding": "vector"},
+    "label_consensus": {"detectors": {"number": "low"}},
     "probe": {"embedding": "vector", "epochs": 2, "hidden": [0, 4]},
     "topics": {"topics": {"letters": ["alphabet", "a letter"], "web": ["cookies", "a page"]}},
 }
@@ -124,6 +125,10 @@ COLUMNS = {
         *(f"round(list_sum(probe_{name}), 2)" for name in ("margin", "loss", "entropy", "el2n")),
     ],
     "dynamic_loss_weight": ["round(dynamic_loss_weight, 9)"],
+    "label_consensus": [
+        "round(label_consensus, 9)",
+        "list_transform(label_consensus_votes, lambda vote: vote.rule)",
+    ],
     "confident_learning": [
         "confident_learning_error",
         "round(confident_learning_class_noise + confident_learning, 9)",
@@ -211,7 +216,7 @@ def digest_of_operator(name: str) -> str:
                 table.with_columns(label=pl.col("number") % 3),
                 {**roles, "label": "label"},
             )
-        if name in ("aum_threshold", "confident_learning"):
+        if name in ("aum_threshold", "confident_learning", "label_consensus"):
             table = table.hstack(pl.from_arrow(of_probes(len(table))).drop("probe_logits"))
         table.write_parquet(path)
         table[::9].with_columns(pl.col("text") + "!").write_parquet(f"{folder}/reference.parquet")

@@ -572,6 +572,7 @@ def test_a_killed_training_goes_on(tmp_path: Path, window: int) -> None:
     assert read(made).sort(order).equals(read(whole).sort(order))
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_file_is_written_leaves_no_half_of_one(tmp_path: Path) -> None:
     code = """
 import sys
@@ -661,6 +662,7 @@ def _process(rank: int, folder: str, port: int) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_of_torch_distributed(tmp_path: Path) -> None:
     import socket
 

@@ -216,8 +216,7 @@ class _StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("window", [None, 2])
-@pytest.mark.parametrize("stop", [5, 8, 10])
+@pytest.mark.parametrize(("window", "stop"), [(None, 5), (2, 5), (None, 8), (2, 10)])
 def test_a_trainer_goes_on_from_a_checkpoint(tmp_path: Path, window: int | None, stop: int) -> None:
     from transformers import TrainerCallback
 

@@ -412,15 +412,17 @@ def test_a_queue_is_never_written_over(tmp_path: Path) -> None:
 def test_why_tells_of_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tamis.console import tell
 
-    table = rows(60)
+    table = rows(24)
     stages = [
-        {"operator": "relabel", "confidence": 0.9},
+        {"operator": "relabel", "confidence": 0.6},
         {"operator": "label_weight"},
-        {"operator": "label_review", "rows": 3},
+        {"operator": "label_review", "rows": 2},
     ]
     result = act(tmp_path, table, *stages)
     ids = row_ids(result)
-    for name, row in decided(result, table).items():
+    ledger = decided(result, table)
+    assert {row["action"] for row in ledger.values()} == {"keep", "relabel", "review"}
+    for name, row in ledger.items():
         (told,) = explain(result.workspace, ids[name])
         assert (told["action"], told["weight"]) == (row["action"], row["weight"])
         assert told["given_label"] == table["label"][int(name[1:])].as_py()
@@ -471,10 +473,10 @@ def test_what_probes_and_consensus_leave_is_acted_on(tmp_path: Path) -> None:
         {"operator": "probe", "embedding": "vector", "learning_rate": 0.05},
         {"operator": "aum"},
         {"operator": "data_map"},
-        {"operator": "label_consensus"},
+        {"operator": "label_consensus", "combine": "rank", "rate": 0.1},
         {"operator": "label_review", "by": "label_consensus", "rows": 5},
-        {"operator": "relabel", "by": "label_consensus", "threshold": 0.1, "confidence": 0.7},
-        {"operator": "label_errors", "by": "label_consensus", "threshold": 0.1},
+        {"operator": "relabel", "by": "label_consensus", "threshold": 0.9, "confidence": 0.5},
+        {"operator": "label_errors", "by": "label_consensus", "threshold": 0.9},
         {"operator": "label_weight", "by": "label_consensus"},
     ]
     result = act(tmp_path, table, *stages)

@@ -193,14 +193,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no row has probabilities in 'probe_probs'"):
         scored(tmp_path / "a", nothing)
     scored(tmp_path / "b", nothing, combine="rank", rate=0.1)
+    wide = pa.array([[0.0, 7.0, 0.0]] * 20, pa.list_(pa.float32()))
     with pytest.raises(UserError, match="from 0 to 1, found 0 to 7"):
-        wide = pa.array([[0.0, 7.0, 0.0]] * 20, pa.list_(pa.float32()))
         scored(tmp_path / "c", changed(table, probe_probs=wide))
     with pytest.raises(UserError, match="class numbers from 0 to 2"):
         scored(tmp_path / "d", changed(table, probe_label=pa.array([5] * 20, pa.int32())))
+    mixed = pa.array([[1.0]] * 10 + [[0.5, 0.5]] * 10, pa.list_(pa.float32()))
+    label = pa.array([0] * 20, pa.int32())
     with pytest.raises(UserError, match="expected lists of one length"):
-        mixed = pa.array([[1.0]] * 10 + [[0.5, 0.5]] * 10, pa.list_(pa.float32()))
-        label = pa.array([0] * 20, pa.int32())
         scored(tmp_path / "e", changed(table, probe_probs=mixed, probe_label=label))
 
 

@@ -110,7 +110,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(epochs, "_MOST_ROWS", 40)
     monkeypatch.setattr(epochs, "_LEAST_ROWS", 16)
     monkeypatch.setattr(epochs, "_AHEAD_BYTES", 1)
-    monkeypatch.setattr(epochs, "_CACHED_ROWS", 7)
+    monkeypatch.setattr(epochs, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr(epochs, "_FEWEST_ROWS", 1)
     monkeypatch.setattr(record_streams, "SORT_ROWS", 50)
 
 

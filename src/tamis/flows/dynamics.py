@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +12,9 @@ import pyarrow.parquet as pq
 from tamis.scoring.record_scores import SCORES, Account, score_fields, score_records
 from tamis.storage.dynamics import Dynamics, find_dynamics
 from tamis.storage.files import whole_file
+
+#: Batches of scores that make a row group of their file.
+_GROUP_BATCHES = 32
 
 
 def chosen(folder: str | Sequence[str], skip_epochs: int, until: int | None) -> Dynamics:
@@ -38,8 +42,8 @@ def scores_of(
         kept = list(batches)
     else:
         with whole_file(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
+            while some := list(islice(batches, _GROUP_BATCHES)):
+                writer.write_table(pa.Table.from_batches(some))
     found = pl.from_arrow(pa.Table.from_batches(kept, schema=schema))
     assert isinstance(found, pl.DataFrame)
     return found, account

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,9 @@ from tamis.scoring.training_dynamics import (
     mean_over_runs,
 )
 from tamis.storage.dynamics import Dynamics
-from tamis.storage.epochs import Block, read_blocks
+from tamis.storage.epochs import Block, map_blocks
 from tamis.storage.errors import UserError
-from tamis.storage.kernels import KERNEL, Int64s, in_threads
+from tamis.storage.kernels import KERNEL
 
 #: Scores, and the columns of records that each reads beside the margin.
 SCORES: dict[str, tuple[str, ...]] = {
@@ -38,8 +38,6 @@ SCORES: dict[str, tuple[str, ...]] = {
 }
 #: How many rows an account names.
 NAMED = 5
-#: Rows whose scores are computed at a time by one thread.
-_ROWS = 1 << 14
 
 Bools = npt.NDArray[np.bool_]
 
@@ -65,14 +63,20 @@ class Account:
     first_incomplete: list[tuple[Any, int, int]] = field(default_factory=list)
     first_unknown: list[tuple[Any, int, int]] = field(default_factory=list)
 
+    def add(self, other: "Account") -> None:
+        """Count what another account of later rows has counted."""
+        for name in ("rows", "updates", "incomplete", "unknown", "thresholds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.first_incomplete += other.first_incomplete[: NAMED - len(self.first_incomplete)]
+        self.first_unknown += other.first_unknown[: NAMED - len(self.first_unknown)]
+
     def name(self, block: Block, dynamics: Dynamics, expected: Bools) -> None:
         """Name the first rows of a block with something missing."""
         seen = block.updates > 0
         unknown = seen & np.isnan(block.columns["margin"])
         named = (self.first_incomplete, ~seen & expected), (self.first_unknown, unknown)
         for first, which in named:
-            rows = np.flatnonzero(which.any(axis=1))[: NAMED - len(first)]
-            for row in rows.tolist():
+            for row in np.flatnonzero(which.any(axis=1))[:NAMED].tolist():
                 run, epoch = divmod(int(which[row].argmax()), dynamics.epochs)
                 first.append((block.row_id[row].as_py(), run, dynamics.first + epoch))
 
@@ -119,7 +123,7 @@ def score_records(
         account: counts what the records lack.
 
     Raises:
-        UserError: for an unknown score, and as `read_blocks`.
+        UserError: for an unknown score, and as `map_blocks`.
     """
     unknown = [name for name in scores if name not in SCORES]
     if unknown:
@@ -133,68 +137,50 @@ def score_records(
     expected = np.ones(dynamics.runs * dynamics.epochs, np.bool_)
     for run, epoch in dynamics.missing():
         expected[run * dynamics.epochs + epoch - dynamics.first] = False
-    for block in read_blocks(dynamics, columns, workers=workers):
-        begins = range(0, len(block.updates), _ROWS)
-        work = partial(_scored, block, dynamics, scores, expected)
-        parts = in_threads(work, begins, workers)
-        account.rows += len(block.updates)
-        account.incomplete += sum(part.incomplete for part in parts)
-        account.unknown += sum(part.unknown for part in parts)
-        account.thresholds += sum(part.thresholds for part in parts)
-        account.updates += sum(int(part.updates.sum()) for part in parts)
-        if any(part.incomplete or part.unknown for part in parts):
-            account.name(block, dynamics, expected)
-        arrays = [
-            pa.array(np.concatenate([part.scores[name] for part in parts]), from_pandas=True)
-            for name in scores
-        ]
-        updates = pa.array(np.concatenate([part.updates for part in parts]))
-        epochs = pa.array(np.concatenate([part.epochs for part in parts]))
-        ids = block.row_id.cast(schema.field("row_id").type)
-        yield pa.record_batch([ids, *arrays, updates, epochs], schema=schema)
-
-
-class _Scored(NamedTuple):
-    """Of some rows of a block: scores (nan where there are none) and what their account needs."""
-
-    scores: dict[str, Float64s]
-    updates: Int64s
-    epochs: npt.NDArray[np.int32]
-    incomplete: int
-    unknown: int
-    thresholds: int
+    work = partial(_scored, dynamics, scores, schema, expected)
+    for batch, counted in map_blocks(dynamics, columns, work, workers=workers):
+        account.add(counted)
+        yield batch
 
 
 def _scored(
-    block: Block, dynamics: Dynamics, scores: Sequence[str], expected: Bools, begin: int
-) -> _Scored:
-    here = slice(begin, begin + _ROWS)
+    dynamics: Dynamics, scores: Sequence[str], schema: pa.Schema, expected: Bools, block: Block
+) -> tuple[pa.RecordBatch, Account]:
+    """Scores of a block, and what its records lack."""
     width = dynamics.epochs
-    updates = block.updates[here]
-    total, epochs = np.empty(len(updates), np.int64), np.empty(len(updates), np.int32)
-    lacking = _survey(updates, block.columns["margin"][here], expected, total, epochs)
+    rows = len(block.updates)
+    total, epochs = np.empty(rows, np.int64), np.empty(rows, np.int32)
+    lacking = _survey(block.updates, block.columns["margin"], expected, total, epochs)
+    account = Account(rows, int(total.sum()), *lacking)
+    if any(lacking):
+        account.name(block, dynamics, expected)
     by_run: dict[str, list[Float64s]] = {name: [] for name in scores}
     counted = []
     for run in range(dynamics.runs):
-        of_run = here, slice(run * width, (run + 1) * width)
-        matrices = {name: matrix[of_run] for name, matrix in block.columns.items()}
+        of_run = slice(run * width, (run + 1) * width)
+        updates = block.updates[:, of_run]
+        matrices = {name: matrix[:, of_run] for name, matrix in block.columns.items()}
         # A row of a single run is there: none is without records.
-        seen = (
-            (block.updates[of_run] > 0).any(axis=1)
-            if dynamics.runs > 1
-            else np.ones(len(updates), np.bool_)
-        )
+        seen = np.ones(rows, np.bool_) if dynamics.runs == 1 else (updates > 0).any(axis=1)
         if "threshold" in matrices:
             seen = seen & ~(matrices["threshold"] > 0).any(axis=1)
         counted.append(seen)
-        for name, values in _of_run(matrices, block.updates[of_run], scores).items():
+        for name, values in _of_run(matrices, updates, scores).items():
             by_run[name].append(values)
     ordinary = np.stack(counted, axis=1)
-    found = {
-        name: mean_over_runs(np.stack(values, axis=1), ordinary) for name, values in by_run.items()
-    }
-    unseen = int((~ordinary.any(axis=1)).sum()) if dynamics.thresholds else 0
-    return _Scored(found, total, epochs, lacking[0], lacking[1], unseen)
+    account.thresholds = int((~ordinary.any(axis=1)).sum())
+    means = [
+        values[0] if len(values) == 1 and not account.thresholds else _mean(values, ordinary)
+        for values in by_run.values()
+    ]
+    found = [pa.array(values, from_pandas=True) for values in means]
+    ids = block.row_id.cast(schema.field("row_id").type)
+    arrays = [ids, *found, pa.array(total), pa.array(epochs)]
+    return pa.record_batch(arrays, schema=schema), account
+
+
+def _mean(by_run: list[Float64s], ordinary: Bools) -> Float64s:
+    return mean_over_runs(np.stack(by_run, axis=1), ordinary)
 
 
 def _of_run(

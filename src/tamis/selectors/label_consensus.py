@@ -98,8 +98,8 @@ def vote(value: Float64s, end: End, share: float) -> tuple[Int64s, float]:
     """The rows that a detector holds for wrong, if a share of all rows are.
 
     Those are its most suspicious ones, as many as the share says, and what ties with the last of
-    them; but none that is not more suspicious than its (lower) median, so that a detector that says the
-    same of all rows, or of most, does not vote against them.
+    them; but none that is not more suspicious than its (lower) median, so that a detector that
+    says the same of all rows, or of most, does not vote against them.
 
     Returns:
         Rows, ascending, and the last value that has a vote (nan without any).

@@ -6,9 +6,11 @@ row_ids of all files are equal position for position, as recorders write them, n
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +29,12 @@ _MARGIN = ["label_logit", "other_logit"]
 _AHEAD_BYTES = 128 << 20
 #: Rows of a file that are read at a time, at most and at least.
 _MOST_ROWS, _LEAST_ROWS = 1 << 17, 1 << 8
-#: Rows of a matrix that stay in a core's cache while its columns are filled one by one.
-_CACHED_ROWS = 1 << 13
+#: Rows of a block, at most and at least, and numbers of a matrix, which stay in a core's cache
+#: while its columns are filled one by one.
+_BLOCK_ROWS, _FEWEST_ROWS, _CACHED = 1 << 13, 1 << 8, 1 << 17
 
 Int32s = npt.NDArray[np.int32]
+R = TypeVar("R")
 
 
 class Block(NamedTuple):
@@ -98,15 +102,15 @@ def _places(all_ids, ids, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL)
-def _put(matrix, t, begin, values):  # type: ignore[no-untyped-def]
+def _put(matrix, t, values):  # type: ignore[no-untyped-def]
     for i in range(values.shape[0]):
-        matrix[begin + i, t] = values[i]
+        matrix[i, t] = values[i]
 
 
 @njit(**KERNEL)
-def _put_margin(matrix, t, begin, label_logit, other_logit):  # type: ignore[no-untyped-def]
+def _put_margin(matrix, t, label_logit, other_logit):  # type: ignore[no-untyped-def]
     for i in range(label_logit.shape[0]):
-        matrix[begin + i, t] = label_logit[i] - other_logit[i]
+        matrix[i, t] = label_logit[i] - other_logit[i]
 
 
 @njit(**KERNEL)
@@ -138,29 +142,40 @@ def _put_means(matrix, t, places, values, order):  # type: ignore[no-untyped-def
 
 
 @njit(**KERNEL)
-def _unknown(margin, updates, begin, end, out):  # type: ignore[no-untyped-def]
-    """Marks the records from row `begin` to `end` whose margin is not finite; whether any is."""
+def _has_unknown(margin, updates):  # type: ignore[no-untyped-def]
+    """Whether the margin of a record is not finite."""
     found = False
-    for i in range(begin, end):
+    for i in range(margin.shape[0]):
         for t in range(margin.shape[1]):
-            if updates[i, t] > 0 and not np.isfinite(margin[i, t]):
-                margin[i, t] = np.nan
-                out[i, t] = True
-                found = True
+            found |= updates[i, t] > 0 and not np.isfinite(margin[i, t])
     return found
 
 
 def read_blocks(
     dynamics: Dynamics, columns: Sequence[str], *, workers: int, folder: Path | None = None
 ) -> Iterator[Block]:
-    """All rows of the records, by ascending row_id, with their values epoch by epoch.
+    """The blocks that `map_blocks` gives to its function."""
+    return map_blocks(dynamics, columns, lambda block: block, workers=workers, folder=folder)
 
-    Blocks are the same whatever the number of workers, the order of files and the order of records
-    in them; but of repeated records that share step, rank and window, the last in the file is the
-    last. Memory is bounded by the number of files, not of rows.
+
+def map_blocks(
+    dynamics: Dynamics,
+    columns: Sequence[str],
+    function: Callable[[Block], R],
+    *,
+    workers: int,
+    folder: Path | None = None,
+) -> Iterator[R]:
+    """What a function makes of all rows of the records, block by block.
+
+    Blocks ascend by row_id, and no row is in two. What is in them is the same whatever the number
+    of workers, the order of files and the order of records in them; but of repeated records that
+    share step, rank and window, the last in the file is the last. Memory is bounded by the number
+    of files, not of rows.
 
     Args:
         columns: some of `COLUMNS`, or ``logits``.
+        function: called by several threads.
         folder: for sorted copies of files that are not; the system's for temporary files.
 
     Raises:
@@ -180,7 +195,13 @@ def read_blocks(
         found = in_threads(opened, range(len(dynamics.files)), workers)
         streams = [stream for several in found for stream in several]
         while taken := _take(streams, rows, workers):
-            yield _block(dynamics, names, classes, taken, workers)
+            merged = _Merged(dynamics, names, classes, taken, workers)
+            begins = range(0, len(merged.ids), merged.size)
+            yield from in_threads(partial(_of_block, merged, function), begins, workers)
+
+
+def _of_block(merged: "_Merged", function: Callable[[Block], R], begin: int) -> R:
+    return function(merged.block(begin))
 
 
 def _take(streams: list[Stream], rows: int, workers: int) -> list[Taken]:
@@ -196,54 +217,85 @@ def _take(streams: list[Stream], rows: int, workers: int) -> list[Taken]:
         short = [stream for stream in going if stream.next_id == limit]
 
 
-def _block(
-    dynamics: Dynamics, names: list[str], classes: int, taken: list[Taken], workers: int
-) -> Block:
-    ids, places = _aligned(taken, workers)
-    epochs = dynamics.runs * dynamics.epochs
-    rows = len(ids)
-    kinds = {"margin": np.float32, **{name: KINDS[name] for name in names[2:]}}
-    columns = {
-        name: np.empty((rows, epochs * (classes if name == "logits" else 1)), kind)
-        for name, kind in kinds.items()
-    }
-    by_epoch: dict[int, list[int]] = {}
-    for n, some in enumerate(taken):
-        file = some.stream.file
-        epoch = file.run * dynamics.epochs + file.epoch - dynamics.first
-        by_epoch.setdefault(epoch, []).append(n)
-    full = {t: mine[0] for t, mine in by_epoch.items() if places[mine[0]] is None}
-    updates = np.ones((rows, epochs), np.int32)
-    for t in range(epochs):
-        if t not in full:
-            updates[:, t] = 0
-            for matrix in columns.values():
-                _of_epoch(matrix, t, epochs)[:] = _missing(matrix)
-    for t, mine in by_epoch.items():
-        if t not in full:
-            parts = [(taken[n], p) for n in mine if (p := places[n]) is not None]
-            _merge_epoch(t, parts, columns, updates)
-    unknown = np.zeros((rows, epochs), np.bool_)
+class _Merged:
+    """Rows all of whose records are at hand, and how these become blocks.
 
-    def fill(begin: int) -> bool:
-        end = min(rows, begin + _CACHED_ROWS)
-        for t, n in full.items():
-            mine, other, *rest = (values[begin:end] for values in taken[n].values)
-            _put_margin(columns["margin"], t, begin, mine, other)
-            for name, values in zip(names[2:], rest, strict=True):
+    Attributes:
+        ids: of the rows, ascending.
+        size: rows of a block.
+    """
+
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        names: list[str],
+        classes: int,
+        taken: list[Taken],
+        workers: int,
+    ) -> None:
+        self.ids, places = _aligned(taken, workers)
+        self._epochs = dynamics.runs * dynamics.epochs
+        self._names, self._classes, self._taken = names, classes, taken
+        wide = self._epochs * max(1, classes)
+        self.size = max(_FEWEST_ROWS, min(_BLOCK_ROWS, _CACHED // wide))
+        by_epoch: dict[int, list[int]] = {}
+        for n, some in enumerate(taken):
+            file = some.stream.file
+            epoch = file.run * dynamics.epochs + file.epoch - dynamics.first
+            by_epoch.setdefault(epoch, []).append(n)
+        #: The epochs whose records are those of the rows, one by one, and the stream of each.
+        self._full = {t: mine[0] for t, mine in by_epoch.items() if places[mine[0]] is None}
+        self._whole: tuple[dict[str, Column], Int32s] | None = None
+        rest = by_epoch.keys() - self._full.keys()
+        if rest:
+            self._whole = columns, updates = self._empty(len(self.ids))
+
+            def merge(t: int) -> None:
+                parts = [(taken[n], p) for n in by_epoch[t] if (p := places[n]) is not None]
+                _merge_epoch(t, parts, columns, updates)
+
+            in_threads(merge, rest, workers)
+
+    def _empty(self, rows: int) -> tuple[dict[str, Column], Int32s]:
+        """Matrices of the columns and the updates, with nothing in epochs that are not full."""
+        kinds = {"margin": np.float32, **{name: KINDS[name] for name in self._names[2:]}}
+        columns = {
+            name: np.empty((rows, self._epochs * (self._classes if name == "logits" else 1)), kind)
+            for name, kind in kinds.items()
+        }
+        updates = np.ones((rows, self._epochs), np.int32)
+        for t in range(self._epochs):
+            if t not in self._full:
+                updates[:, t] = 0
+                for matrix in columns.values():
+                    _of_epoch(matrix, t, self._epochs)[:] = _missing(matrix)
+        return columns, updates
+
+    def block(self, begin: int) -> Block:
+        """The block that begins with a row."""
+        here = slice(begin, begin + self.size)
+        ids = self.ids[here]
+        if self._whole is None:
+            columns, updates = self._empty(len(ids))
+        else:
+            columns = {name: matrix[here] for name, matrix in self._whole[0].items()}
+            updates = self._whole[1][here]
+        for t, n in self._full.items():
+            mine, other, *rest = (values[here] for values in self._taken[n].values)
+            _put_margin(columns["margin"], t, mine, other)
+            for name, values in zip(self._names[2:], rest, strict=True):
                 if name == "logits":
-                    _of_epoch(columns[name], t, epochs)[begin:end] = values
+                    _of_epoch(columns[name], t, self._epochs)[:] = values
                 else:
-                    _put(columns[name], t, begin, values)
-        return bool(_unknown(columns["margin"], updates, begin, end, unknown))
-
-    if any(in_threads(fill, range(0, rows, _CACHED_ROWS), workers)):
-        for name, matrix in columns.items():
-            if name == "logits":
-                matrix[np.repeat(unknown, classes, axis=1)] = np.nan
-            elif name not in ("label", "threshold"):
-                matrix[unknown] = _missing(matrix)
-    return Block(pa.array(ids), columns, updates)
+                    _put(columns[name], t, values)
+        if _has_unknown(columns["margin"], updates):
+            unknown = (updates > 0) & ~np.isfinite(columns["margin"])
+            for name, matrix in columns.items():
+                if name == "logits":
+                    matrix[np.repeat(unknown, self._classes, axis=1)] = np.nan
+                elif name not in ("label", "threshold"):
+                    matrix[unknown] = _missing(matrix)
+        return Block(pa.array(ids), columns, updates)
 
 
 def _of_epoch(matrix: Column, t: int, epochs: int) -> Column:
@@ -262,7 +314,8 @@ def _aligned(taken: list[Taken], workers: int) -> tuple[Ids, list[Int64s | None]
     None stands for a stream that has exactly these rows and is alone in its epoch.
     """
     files = [some.stream.file for some in taken]
-    alone = [sum((f.run, f.epoch) == (g.run, g.epoch) for g in files) == 1 for f in files]
+    count = Counter((file.run, file.epoch) for file in files)
+    alone = [count[file.run, file.epoch] == 1 for file in files]
     first = taken[0].ids
     alike = [_equal(first, some.ids) for some in taken]
     if all(alike) and not _has_repeats(first):
