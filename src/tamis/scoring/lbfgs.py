@@ -74,9 +74,7 @@ def minimise(
         live = np.flatnonzero(~done)
         if not len(live):
             break
-        direction = _direction(
-            gradient[live], moved[:, live], turned[:, live], curvature[:, live]
-        )
+        direction = _direction(gradient[live], moved[:, live], turned[:, live], curvature[:, live])
         slope = (direction * gradient[live]).sum(axis=1)
         uphill = slope >= 0
         if uphill.any():  # rounding has spoilt the history: start over from the gradient

@@ -6,9 +6,9 @@ from many starts. Where the validation set is a mixture of unknown composition, 
 such terms (implicit domain aggregation): sum_m s_m (c_m + k_m exp(t_m r)), of which the constants
 are one constant and the shares s_m part of the k_m.
 
-Proportions sum to 1, so that adding a number to all t_ij and dividing k_i by its exponential changes
-nothing. We pin it by sum_j t_ij = 0: k_i is then how far an even mixture stays above c_i. While
-fitting, k_i is part of the exponent (it is positive) and there is nothing to pin.
+Proportions sum to 1, so that adding a number to all t_ij and dividing k_i by its exponential
+changes nothing. We pin it by sum_j t_ij = 0: k_i is then how far an even mixture stays above c_i.
+While fitting, k_i is part of the exponent (it is positive) and there is nothing to pin.
 """
 
 from collections.abc import Mapping
@@ -81,12 +81,14 @@ class MixingLaw(Fit):
         drawn = np.zeros((0, len(runs.targets), 1 + exponents[0].size))
         if evidence and self.bootstrap:
             drawn = self._resampled(problem, found.x[place], runs)
+        low, high = _bounds(constant, exponents, drawn)
         return MixingModel(
             runs.domains,
             runs.targets,
             constant,
             exponents,
-            *_bounds(constant, exponents, drawn),
+            low,
+            high,
             tuple(t for t, ok in zip(runs.targets, found.converged[place], strict=True) if not ok),
         )
 
@@ -114,7 +116,10 @@ class MixingLaw(Fit):
         return MixingModel(
             tuple(state["domains"]),
             tuple(state["targets"]),
-            *(floats(state[name]) for name in ("constant", "exponents", "low", "high")),
+            floats(state["constant"]),
+            floats(state["exponents"]),
+            floats(state["low"]),
+            floats(state["high"]),
             tuple(state["unfinished"]),
         )
 
@@ -143,11 +148,11 @@ class MixingModel(Model):
         return np.asarray(self.constant + self._terms(inputs).sum(axis=2))
 
     def gradient(self, inputs: Inputs) -> Floats:
-        return np.einsum("nkm,kmd->nkd", self._terms(inputs), self.exponents)
+        return np.asarray(np.einsum("nkm,kmd->nkd", self._terms(inputs), self.exponents))
 
     def _terms(self, inputs: Inputs) -> Floats:
         power = np.einsum("nd,kmd->nkm", inputs.mixtures, self.exponents)
-        return np.exp(np.minimum(power, _STEEPEST))
+        return np.asarray(np.exp(np.minimum(power, _STEEPEST)))
 
     def coefficients(self) -> list[Coefficient]:
         values = _pinned(self.constant, self.exponents)
@@ -156,7 +161,9 @@ class MixingModel(Model):
             sign = "" if self.exponents.shape[1] == 1 else f"_{component + 1}"
             names += [f"k{sign}", *(f"t{sign}[{domain}]" for domain in self.domains)]
         return [
-            Coefficient(target, name, *(float(part[k, i]) for part in (values, self.low, self.high)))
+            Coefficient(
+                target, name, *(float(part[k, i]) for part in (values, self.low, self.high))
+            )
             for k, target in enumerate(self.targets)
             for i, name in enumerate(names)
         ]
@@ -192,7 +199,9 @@ def _bounds(constant: Floats, exponents: Floats, drawn: Floats) -> tuple[Floats,
     shape = _pinned(constant, exponents).shape
     if not len(drawn):
         return np.full(shape, np.nan), np.full(shape, np.nan)
-    resampled = _pinned(drawn[..., 0], drawn[..., 1:].reshape(*drawn.shape[:2], *exponents.shape[1:]))
+    resampled = _pinned(
+        drawn[..., 0], drawn[..., 1:].reshape(*drawn.shape[:2], *exponents.shape[1:])
+    )
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
 
@@ -264,9 +273,7 @@ class _Problem:
             losses = self.losses[target[which]]
             powers = x[:, 1:].reshape(len(x), self.components, -1)
             terms = np.exp(np.minimum(powers @ basis.T, _STEEPEST))
-            loss, slope = huber(
-                x[:, :1] + terms.sum(axis=1) - losses, own[target[which]][:, None]
-            )
+            loss, slope = huber(x[:, :1] + terms.sum(axis=1) - losses, own[target[which]][:, None])
             if weights is not None and resample is not None:
                 weight = weights[resample[which]]
                 loss, slope = loss * weight, slope * weight

@@ -3,7 +3,11 @@
 Example:
     >>> import polars
     >>> table = polars.DataFrame(
-    ...     {"mix_web": [0.5, 0.25, 0.998], "mix_code": [0.5, 0.75, 0.0], "loss_web": [3.1, 3.4, 2.9]}
+    ...     {
+    ...         "mix_web": [0.5, 0.25, 0.998],
+    ...         "mix_code": [0.5, 0.75, 0.0],
+    ...         "loss_web": [3.1, 3.4, 2.9],
+    ...     }
     ... )
     >>> runs = runs_of(table)
     >>> runs.domains, runs.targets, runs.notes
@@ -117,9 +121,7 @@ class Runs(Inputs):
         """
         if not self.domains:
             return np.arange(len(self))
-        _, first, group = np.unique(
-            self.mixtures, axis=0, return_index=True, return_inverse=True
-        )
+        _, first, group = np.unique(self.mixtures, axis=0, return_index=True, return_inverse=True)
         return np.argsort(np.argsort(first))[group.ravel()]
 
     def digest(self) -> str:

@@ -167,7 +167,7 @@ class Linear(Fit):
             inverse = np.linalg.inv(runs.mixtures.T @ runs.mixtures)
             error = np.sqrt(np.outer(np.diag(inverse), (away**2).sum(axis=0) / spare))
             half = t.ppf((1 + LEVEL) / 2, spare) * error
-        return LinearModel(runs.domains, runs.targets, weights, half)
+        return LinearModel(runs.domains, runs.targets, np.asarray(weights, np.float64), half)
 
     def restore(self, state: Mapping[str, Any]) -> "LinearModel":
         return LinearModel(
@@ -219,7 +219,5 @@ def _lightgbm() -> Any:
     try:
         import lightgbm
     except ImportError:
-        raise UserError(
-            "regmix needs LightGBM", mend="pip install 'tamis[mixtures]'"
-        ) from None
+        raise UserError("regmix needs LightGBM", mend="pip install 'tamis[mixtures]'") from None
     return lightgbm

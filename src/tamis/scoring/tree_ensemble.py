@@ -7,14 +7,16 @@ together beforehand, by the interval of thresholds that a value falls into, so t
 vector operations as there are features. The model stays LightGBM's own text.
 """
 
+import re
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
 from tamis.scoring.mixture_runs import Floats, Ints
-from tamis.storage.kernels import KERNEL
+from tamis.storage.kernels import KERNEL, UInt64s
 
 #: Most leaves of a tree.
 MOST_LEAVES = 64
@@ -39,7 +41,7 @@ class TreeEnsemble:
 
     thresholds: Floats
     edges: Ints
-    masks: npt.NDArray[np.uint64]
+    masks: UInt64s
     leaves: Floats
 
     def predict(self, rows: Floats) -> Floats:
@@ -62,30 +64,30 @@ def ensemble_of(model: str, features: int) -> TreeEnsemble:
     Raises:
         ValueError: for a model with splits by category or trees of more than 64 leaves.
     """
-    nodes: list[tuple[npt.NDArray[np.int64], Floats, npt.NDArray[np.uint64]]] = []
-    values: list[Floats] = []
-    for text in model.split("\nTree=")[1:]:
-        fields = dict(line.split("=", 1) for line in text.splitlines()[1:] if "=" in line)
-        leaf = np.array(fields["leaf_value"].split(), np.float64)
-        if len(leaf) > MOST_LEAVES or int(fields.get("num_cat", 0)):
-            raise ValueError("trees of at most 64 leaves and numerical splits are read")
-        if len(leaf) == 1:
-            nodes.append((np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.uint64)))
-            values.append(leaf)
-            continue
-        left, right = (
-            np.array(fields[name].split(), np.int64) for name in ("left_child", "right_child")
-        )
-        order, ruled_out = _leaves_on_the_left(left, right)
-        nodes.append(
-            (
-                np.array(fields["split_feature"].split(), np.int64),
-                np.array(fields["threshold"].split(), np.float64),
-                ruled_out,
-            )
-        )
-        values.append(leaf[order])
-    return _assembled(nodes, values, features)
+    counts = _values(model, "num_leaves", np.int64)
+    if counts.max(initial=0) > MOST_LEAVES or _values(model, "num_cat", np.int64).any():
+        raise ValueError("trees of at most 64 leaves and numerical splits are read")
+    feature = _values(model, "split_feature", np.int64)
+    threshold = _values(model, "threshold", np.float64)
+    children = [_values(model, name, np.int64) for name in ("left_child", "right_child")]
+    values = _values(model, "leaf_value", np.float64)
+    leaves = np.zeros((len(counts), counts.max(initial=1)))
+    mask = np.empty(len(feature), np.uint64)
+    node = leaf = 0
+    for tree, count in enumerate(counts):
+        splits = slice(node, node + count - 1)
+        order, mask[splits] = _leaves_on_the_left(*(child[splits] for child in children))
+        leaves[tree, :count] = values[leaf : leaf + count][order]
+        node, leaf = splits.stop, leaf + count
+    return _assembled(
+        np.repeat(np.arange(len(counts)), counts - 1), feature, threshold, mask, leaves, features
+    )
+
+
+def _values(model: str, field: str, kind: type) -> npt.NDArray[Any]:
+    """A field's values of all trees, one after the other."""
+    found = re.findall(rf"^{field}=(.*)$", model, re.MULTILINE)
+    return np.fromstring(" ".join(found), kind, sep=" ")
 
 
 @numba.njit(**KERNEL)
@@ -119,33 +121,20 @@ def _leaves_on_the_left(left, right):  # type: ignore[no-untyped-def]
 
 
 def _assembled(
-    nodes: list[tuple[npt.NDArray[np.int64], Floats, npt.NDArray[np.uint64]]],
-    values: list[Floats],
-    features: int,
+    tree: Ints, feature: Ints, threshold: Floats, mask: UInt64s, leaves: Floats, features: int
 ) -> TreeEnsemble:
-    trees = len(nodes)
-    tree = np.repeat(np.arange(trees), [len(node[0]) for node in nodes])
-    feature, threshold, mask = (
-        np.concatenate([node[part] for node in nodes]) if nodes else np.zeros(0)
-        for part in range(3)
-    )
-    thresholds, edges = [], [0]
-    masks = []
+    """The masks of all splits, by feature and interval."""
+    thresholds, edges, masks = [], [0], []
     for number in range(features):
         own = feature == number
         known, rank = np.unique(threshold[own], return_inverse=True)
         thresholds.append(known)
         edges.append(edges[-1] + len(known))
-        part = np.full((len(known) + 1, trees), ~np.uint64(0))
+        part = np.full((len(known) + 1, len(leaves)), ~np.uint64(0))
         # A value above r thresholds fails the splits at all of them.
         np.bitwise_and.at(part, (rank + 1, tree[own]), ~mask[own])
         masks.append(np.bitwise_and.accumulate(part, axis=0))
-    leaves = np.zeros((trees, max((len(v) for v in values), default=1)))
-    for place, found in enumerate(values):
-        leaves[place, : len(found)] = found
-    return TreeEnsemble(
-        np.concatenate(thresholds), np.array(edges), np.concatenate(masks), leaves
-    )
+    return TreeEnsemble(np.concatenate(thresholds), np.array(edges), np.concatenate(masks), leaves)
 
 
 @numba.njit(**KERNEL)
