@@ -7,7 +7,6 @@ together beforehand, by the interval of thresholds that a value falls into, so t
 vector operations as there are features. The model stays LightGBM's own text.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +85,7 @@ def ensemble_of(model: str, features: int) -> TreeEnsemble:
 
 def _values(model: str, field: str, kind: type) -> npt.NDArray[Any]:
     """A field's values of all trees, one after the other."""
-    found = re.findall(rf"^{field}=(.*)$", model, re.MULTILINE)
+    found = [rest.partition("\n")[0] for rest in model.split(f"\n{field}=")[1:]]
     return np.fromstring(" ".join(found), kind, sep=" ")
 
 
