@@ -53,6 +53,12 @@ class MixingLaw(Fit):
         "public fits take 0.01 to 0.08",
     )
     starts: int = Field(default=8, ge=1, description="starts of the search, per target")
+    ridge: float = Field(
+        default=1e-4,
+        ge=0,
+        description="penalty on exponents that keeps those finite which the runs say nothing of; "
+        "ours",
+    )
     bootstrap: int = Field(
         default=200, ge=0, description="resamples for intervals of coefficients; 0 for none"
     )
@@ -69,7 +75,7 @@ class MixingLaw(Fit):
         return runs
 
     def train(self, runs: Runs, *, evidence: bool = True) -> "MixingModel":
-        problem = _Problem(runs, self.components, self.delta)
+        problem = _Problem(runs, self.components, self.delta, self.ridge)
         # All starts reach least squares first: Huber's loss is flat-sided far from the runs.
         starts = problem.starts(self.starts, self.seed)
         target = np.repeat(np.arange(len(runs.targets)), self.starts)
@@ -213,8 +219,8 @@ class _Problem:
     an orthonormal basis of the proportions.
     """
 
-    def __init__(self, runs: Runs, components: int, delta: float) -> None:
-        self.components = components
+    def __init__(self, runs: Runs, components: int, delta: float, ridge: float) -> None:
+        self.components, self.ridge = components, ridge
         self.centre = runs.losses.mean(axis=0)
         self.spread = np.maximum(runs.losses.std(axis=0), 1e-300)
         self.losses = ((runs.losses - self.centre) / self.spread).T.copy()
@@ -280,7 +286,10 @@ class _Problem:
             gradient = np.empty_like(x)
             gradient[:, 0] = slope.mean(axis=1)
             gradient[:, 1:] = ((terms * slope[:, None]) @ basis).reshape(len(x), -1) / len(basis)
-            return loss.mean(axis=1), gradient
+            # In proportion to how steep Huber's loss is at most.
+            ridge = self.ridge * np.minimum(own[target[which]], 1.0)
+            gradient[:, 1:] += ridge[:, None] * x[:, 1:]
+            return loss.mean(axis=1) + ridge * (x[:, 1:] ** 2).sum(axis=1) / 2, gradient
 
         return minimise(objective, start, iterations=iterations)
 

@@ -1,4 +1,4 @@
-"""What a mixture must keep to: floors and ceilings, what there is of a domain, how often it repeats.
+"""What a mixture must keep to: floors and ceilings, supply, repetition, and what runs have seen.
 
 Example:
     >>> limits = MixtureLimits(floor={"code": 0.2}, supply={"web": 5e9}, tokens=1e10, epochs=1)
@@ -35,8 +35,20 @@ class MixtureLimits(BaseModel):
         "al. 2023, arXiv 2305.16264); RegMix allows 15",
     )
 
-    def bounds(self, domains: tuple[str, ...]) -> tuple[Floats, Floats]:
+    beyond_runs: bool = Field(
+        default=False,
+        description="allow proportions outside those that the runs had, of which a law knows "
+        "nothing",
+    )
+
+    def bounds(
+        self, domains: tuple[str, ...], seen: tuple[Floats, Floats] | None = None
+    ) -> tuple[Floats, Floats]:
         """Least and largest proportion of each domain: float64 [d] each.
+
+        Args:
+            seen: the least and largest proportions that runs had. They give way where a floor or
+                a ceiling asks for others.
 
         Raises:
             UserError: if no mixture keeps to them, or one names a domain that is not there.
@@ -66,7 +78,20 @@ class MixtureLimits(BaseModel):
             )
         if high.sum() < 1 - _CLOSE:
             self._refuse_ceilings(domains, high)
-        return low, np.maximum(low, high)
+        high = np.maximum(low, high)
+        if seen is None or self.beyond_runs:
+            return low, high
+        low, high = (
+            np.minimum(np.maximum(low, seen[0]), high),
+            np.maximum(np.minimum(high, seen[1]), low),
+        )
+        if low.sum() > 1 + _CLOSE or high.sum() < 1 - _CLOSE:
+            raise UserError(
+                "no mixture within these limits keeps to the proportions that the runs had (they "
+                f"sum to {low.sum():.4g} to {high.sum():.4g})",
+                mend="add runs with others, loosen the limits, or allow beyond_runs",
+            )
+        return low, high
 
     def _there(self, domain: str) -> float:
         """The largest proportion that a domain's supply allows."""
@@ -89,8 +114,8 @@ class MixtureLimits(BaseModel):
         raise UserError(
             f"the floor of {domain!r} is {floor:g}, and {self.supply[domain]:.4g} tokens seen "
             f"{self.epochs:g} times are {there:.4g} of {self.tokens:.4g}",
-            mend=f"lower the floor to {there:.4g}, want {self.tokens * there / floor:.4g} tokens, or "
-            f"allow {self.epochs * floor / there if there else np.inf:.4g} epochs",
+            mend=f"lower the floor to {there:.4g}, want {self.tokens * there / floor:.4g} tokens, "
+            f"or allow {self.epochs * floor / there if there else np.inf:.4g} epochs",
         )
 
     def _refuse_ceilings(self, domains: tuple[str, ...], high: Floats) -> None:
@@ -118,16 +143,20 @@ class MixtureLimits(BaseModel):
             mend=mend,
         )
 
-    def binding(self, domains: tuple[str, ...], mixture: Floats) -> dict[str, str]:
-        """Which limit a mixture lies at, by domain."""
-        low, high = self.bounds(domains)
+    def binding(
+        self, domains: tuple[str, ...], mixture: Floats, seen: tuple[Floats, Floats]
+    ) -> dict[str, str]:
+        """Which limit a mixture lies at, by domain: floor, ceiling, supply or runs."""
+        low, high = self.bounds(domains, seen)
         found = {}
         for place, domain in enumerate(domains):
-            if mixture[place] <= low[place] + 1e-6 and low[place] > 0:
-                found[domain] = "floor"
-            elif mixture[place] >= high[place] - 1e-6 and high[place] < 1:
-                by_supply = self._there(domain) <= self.ceiling.get(domain, 1.0)
-                found[domain] = "supply" if by_supply else "ceiling"
+            if low[place] > 0 and mixture[place] <= low[place] + 1e-6:
+                given = self.floor.get(domain, 0.0)
+                found[domain] = "floor" if low[place] <= given else "runs"
+            elif high[place] < 1 and mixture[place] >= high[place] - 1e-6:
+                ceiling, there = self.ceiling.get(domain, 1.0), self._there(domain)
+                own = "supply" if there <= ceiling else "ceiling"
+                found[domain] = own if high[place] >= min(ceiling, there) else "runs"
         return found
 
 

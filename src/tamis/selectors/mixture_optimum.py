@@ -93,7 +93,7 @@ def optimise(
     level: float = LEVEL,
     seed: int = 42,
     ranges: bool = True,
-    **covariates: float,
+    covariates: Mapping[str, float] | None = None,
 ) -> Optimum:
     """The mixture with the least weighted loss.
 
@@ -101,7 +101,7 @@ def optimise(
         weights: by target; one target's name weighs it alone, none weighs all of the fit's alike.
         limits: floors, ceilings, supply and repetition.
         natural: the mixture to compare with and to stay near, by domain, in any unit; the supply,
-            if that is given.
+            if that is given of all domains.
         kl: nats of divergence from the natural mixture that are worth a unit of loss, times this:
             the objective is loss + kl * KL(mixture || natural).
         method: `regmix` takes the mean of the best 128 of 100,000 draws.
@@ -113,7 +113,7 @@ def optimise(
         UserError: for targets, domains or weights that do not fit, and limits that no mixture
             keeps to.
     """
-    problem = _Problem(fitted, weights, limits or MixtureLimits(), natural, kl, covariates)
+    problem = _Problem(fitted, weights, limits or MixtureLimits(), natural, kl, covariates or {})
     if method == "regmix":
         mixture = problem.regmix(seed)
     else:
@@ -130,7 +130,7 @@ def pareto(
     points: int = 21,
     limits: MixtureLimits | None = None,
     seed: int = 42,
-    **covariates: float,
+    covariates: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Mixtures of which none is better in one target without being worse in another.
 
@@ -152,7 +152,7 @@ def pareto(
     limits = limits or MixtureLimits()
 
     def best(weights: Mapping[str, float]) -> tuple[Floats, Floats]:
-        problem = _Problem(fitted, weights, limits, None, 0.0, covariates)
+        problem = _Problem(fitted, weights, limits, None, 0.0, covariates or {})
         mixture = problem.search(seed)
         places = [fitted.targets.index(target) for target in targets]
         return mixture, problem.losses(mixture[None])[0, places]
@@ -171,9 +171,9 @@ def pareto(
     losses = np.array([entry[2] for entry in found])
     front = []
     for place, (share, mixture, own) in enumerate(found):
-        no_worse = (losses <= own + 1e-9).all(axis=1)
-        better = no_worse & (losses < own - 1e-9).any(axis=1)
-        same = no_worse & (np.abs(losses - own) <= 1e-9).all(axis=1)
+        no_worse = np.all(losses <= own + 1e-9, axis=1)
+        better = no_worse & np.any(losses < own - 1e-9, axis=1)
+        same = np.all(np.abs(losses - own) <= 1e-9, axis=1)
         if not better.any() and not same[:place].any():
             front.append(
                 {
@@ -201,8 +201,12 @@ class _Problem:
             raise UserError(f"a fit of {fitted.fit.law} knows no domains to mix")
         self.fitted, self.limits, self.covariates, self.kl = fitted, limits, covariates, kl
         self.weights = _weights(fitted, weights)
-        self.low, self.high = limits.bounds(fitted.domains)
-        self.natural = _natural(fitted.domains, natural or limits.supply or None)
+        spans = np.array([fitted.evidence["domains"][domain] for domain in fitted.domains])
+        self.seen = spans[:, 0], spans[:, 1]
+        self.low, self.high = limits.bounds(fitted.domains, self.seen)
+        if natural is None and set(limits.supply) == set(fitted.domains):
+            natural = limits.supply
+        self.natural = _natural(fitted.domains, natural)
         if kl < 0:
             raise UserError(f"kl: expected 0 or more, found {kl:g}")
         if kl and self.natural is None:
@@ -241,7 +245,7 @@ class _Problem:
     def centre(self) -> Floats:
         """The natural mixture, or an even one, within the limits."""
         start = np.full(self.size, 1 / self.size) if self.natural is None else self.natural
-        return project(start[None], self.low, self.high)[0]
+        return np.asarray(project(start[None], self.low, self.high)[0])
 
     def search(self, seed: int) -> Floats:
         if self.slope(self.centre()) is None:
@@ -268,20 +272,25 @@ class _Problem:
         def value(r: Floats) -> float:
             return float(self.value(r[None])[0])
 
+        def slope(r: Floats) -> Floats:
+            found = self.slope(r)
+            assert found is not None
+            return found
+
         if seek is not None:
             constraints.append(
-                {"type": "ineq", "fun": lambda r: most - value(r), "jac": lambda r: -self.slope(r)}
+                {"type": "ineq", "fun": lambda r: most - value(r), "jac": lambda r: -slope(r)}
             )
         found = minimize(
             value if seek is None else lambda r: float(seek @ r),
             start,
-            jac=self.slope if seek is None else lambda r: seek,
+            jac=slope if seek is None else lambda r: seek,
             bounds=Bounds(self.low, self.high),
             constraints=constraints,
             method="SLSQP",
             options={"maxiter": 300, "ftol": 1e-11},
         )
-        return project(found.x[None], self.low, self.high)[0]
+        return np.asarray(project(found.x[None], self.low, self.high)[0])
 
     def draws(self, count: int, strengths: npt.ArrayLike, seed: int) -> Floats:
         """Mixtures from Dirichlet distributions around the centre, within the limits."""
@@ -293,7 +302,7 @@ class _Problem:
         points = parts / parts.sum(axis=1, keepdims=True)
         if (self.low > 0).any() or (self.high < 1).any():
             points = project(points, self.low, self.high)
-        return points
+        return np.asarray(points)
 
     def regmix(self, seed: int) -> Floats:
         points = self.draws(REGMIX_DRAWS, 1.0, seed)
@@ -397,10 +406,11 @@ class _Problem:
             )
         notes = []
         for place, domain in enumerate(fitted.domains):
-            _, seen = fitted.evidence["domains"][domain]
-            if mixture[place] > seen + 0.005:
+            least, most = self.seen[0][place], self.seen[1][place]
+            if not least - 1e-6 <= mixture[place] <= most + 1e-6:
                 notes.append(
-                    f"{domain}: {mixture[place]:.3f} is more than any run had ({seen:.3f})"
+                    f"{domain}: no run had {mixture[place]:.3f} (they had {least:.3f} to "
+                    f"{most:.3f}): a guess"
                 )
         return Optimum(
             domains=fitted.domains,
@@ -410,7 +420,7 @@ class _Problem:
             prediction=fitted.predict(self.inputs(mixture[None]), level=level),
             ranges=ranges,
             tolerance=self.tolerance(),
-            binding=self.limits.binding(fitted.domains, mixture),
+            binding=self.limits.binding(fitted.domains, mixture, self.seen),
             natural=natural,
             notes=tuple(notes),
         )
@@ -451,7 +461,7 @@ def _natural(domains: tuple[str, ...], given: Mapping[str, float] | None) -> Flo
     shares = np.array([given[domain] for domain in domains])
     if not shares.sum():
         raise UserError("natural mixture: all shares are 0")
-    return shares / shares.sum()
+    return np.asarray(shares / shares.sum())
 
 
 def _divergence(points: Floats, natural: Floats) -> Floats:
