@@ -179,7 +179,7 @@ def load_laws() -> dict[str, type[Fit]]:
     # Importing a law registers it; a new one is added here.
     from importlib import import_module
 
-    for module in ("mixing_law", "regmix", "power_forms"):
+    for module in ("mixing_law", "regmix", "power_forms", "loss_to_loss", "task_ladder"):
         import_module(f"tamis.scoring.{module}")
     return dict(sorted(LAWS.items()))
 

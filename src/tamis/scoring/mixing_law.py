@@ -21,6 +21,7 @@ from pydantic import Field
 from tamis.scoring.fits import LEVEL, Coefficient, Fit, Model, floats
 from tamis.scoring.lbfgs import Minima, huber, minimise
 from tamis.scoring.mixture_runs import Floats, Inputs, Ints, Runs
+from tamis.scoring.power_law import extrapolated
 from tamis.storage.errors import UserError
 
 #: Exponents are cut off here: such a start is far from any loss, and its gradient is zero.
@@ -29,17 +30,9 @@ _STEEPEST = 50.0
 _BELOW = np.array([0.02, 0.1, 0.3, 1.0, 3.0])
 
 
-class MixingLaw(Fit):
-    """Data mixing law: a constant plus an exponential of the proportions, per target.
+class ExponentialLaw(Fit):
+    """What the mixing law and its nested form share."""
 
-    With `components` above 1 it is the sum of so many exponentials: the law of a validation set
-    whose own mixture is not known. Predictions are convex in the proportions, so that the best
-    mixture is found for certain.
-
-    Intervals of coefficients are from a bootstrap over mixtures.
-    """
-
-    law: Literal["mixing_law"] = "mixing_law"
     components: int = Field(
         default=1,
         ge=1,
@@ -54,7 +47,7 @@ class MixingLaw(Fit):
     )
     starts: int = Field(default=8, ge=1, description="starts of the search, per target")
     ridge: float = Field(
-        default=1e-4,
+        default=1e-6,
         ge=0,
         description="penalty on exponents that keeps those finite which the runs say nothing of; "
         "ours",
@@ -62,9 +55,6 @@ class MixingLaw(Fit):
     bootstrap: int = Field(
         default=200, ge=0, description="resamples for intervals of coefficients; 0 for none"
     )
-
-    version: ClassVar[int] = 1
-    paper: ClassVar[str] = "Ye et al. 2024, Data Mixing Laws, arXiv 2403.16952, eq. 7"
 
     def parameters(self, runs: Runs) -> int:
         return 1 + self.components * len(runs.domains)
@@ -128,6 +118,61 @@ class MixingLaw(Fit):
             floats(state["high"]),
             tuple(state["unfinished"]),
         )
+
+
+class MixingLaw(ExponentialLaw):
+    """Data mixing law: a constant plus an exponential of the proportions, per target.
+
+    With `components` above 1 it is the sum of so many exponentials: the law of a validation set
+    whose own mixture is not known. Predictions are convex in the proportions, so that the best
+    mixture is found for certain.
+
+    Intervals of coefficients are from a bootstrap over mixtures.
+    """
+
+    law: Literal["mixing_law"] = "mixing_law"
+
+    version: ClassVar[int] = 1
+    paper: ClassVar[str] = "Ye et al. 2024, Data Mixing Laws, arXiv 2403.16952"
+
+
+class NestedMixingLaw(ExponentialLaw):
+    """Mixing law at steps and a size that no run had: step, size and mixing laws, nested.
+
+    Per mixture and size a step law E + B / S^b tells the loss at `to_steps`, per mixture a size law
+    E + A / N^a that at `to_size`; the mixing law is fitted to what they tell. The error stated is
+    the mixing law's, on mixtures held out, against losses that the other laws told; theirs, on the
+    last step and the largest size held out, is among the notes.
+    """
+
+    law: Literal["nested_mixing_law"] = "nested_mixing_law"
+    to_steps: float | None = Field(
+        default=None, gt=0, description="steps to predict for; the runs' own if not given"
+    )
+    to_size: float | None = Field(
+        default=None, gt=0, description="size to predict for; the runs' own if not given"
+    )
+
+    version: ClassVar[int] = 1
+    paper: ClassVar[str] = "Ye et al. 2024, Data Mixing Laws, arXiv 2403.16952, section 4"
+
+    def prepared(self, runs: Runs) -> Runs:
+        runs = super().prepared(runs)
+        wanted = {"steps": self.to_steps, "size": self.to_size}
+        if not any(wanted.values()):
+            raise UserError(
+                "nested_mixing_law: neither to_steps nor to_size is given",
+                mend="name what to predict for; mixing_law takes runs as they are",
+            )
+        for name, value in wanted.items():
+            if value is not None:
+                runs = extrapolated(runs, name, value)
+            elif name in runs.covariates and np.ptp(runs.covariates[name]) > 0:
+                raise UserError(
+                    f"nested_mixing_law: the runs have several values of {name!r}",
+                    mend=f"name to_{name}, or keep the runs of one",
+                )
+        return runs
 
 
 @dataclass(frozen=True)

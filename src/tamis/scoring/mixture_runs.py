@@ -149,6 +149,20 @@ def inputs_of(domains: Sequence[str], mixtures: npt.ArrayLike, **covariates: flo
     return Inputs(tuple(domains), shares, columns)
 
 
+def covariate_inputs(**columns: npt.ArrayLike) -> Inputs:
+    """Inputs of a law that reads no proportions, such as a ladder's sizes and tokens.
+
+    Example:
+        >>> len(covariate_inputs(size=[1e8, 1e9], tokens=[2e9, 2e10]))
+        2
+    """
+    values = {name: np.atleast_1d(np.asarray(v, np.float64)) for name, v in columns.items()}
+    rows = {len(v) for v in values.values()}
+    if len(rows) != 1:
+        raise UserError(f"columns of one length are expected, found {sorted(rows)}")
+    return Inputs((), np.zeros((rows.pop(), 0)), values)
+
+
 def read_table(path: str | Path) -> "DataFrame":
     """A table of runs: Parquet, CSV, or JSON lines, by the file's ending.
 
