@@ -343,5 +343,7 @@ class _Problem:
         spread = self.spread[target]
         rotated = x[:, 1:].reshape(len(x), self.components, -1)
         exponents = np.linalg.solve(self.triangle, rotated.reshape(-1, rotated.shape[-1]).T).T
-        exponents = exponents.reshape(rotated.shape) + np.log(spread)[:, None, None]
+        # In the order of memory that a saved fit comes back in: sums depend on it.
+        exponents = np.ascontiguousarray(exponents).reshape(rotated.shape)
+        exponents = exponents + np.log(spread)[:, None, None]
         return self.centre[target] + spread * x[:, 0], exponents

@@ -98,7 +98,8 @@ def _leaves_on_the_left(left, right):  # type: ignore[no-untyped-def]
     masks = np.zeros(len(left), np.uint64)
     stack = np.empty(2 * count + 1, np.int64)
     passed = np.zeros(len(left), np.bool_)
-    stack[0], depth, found = 0, 1, 0
+    stack[0] = 0 if len(left) else ~0  # a tree without a split is its one leaf
+    depth, found = 1, 0
     while depth:
         node = stack[depth - 1]
         if node < 0:
