@@ -23,6 +23,9 @@ REGMIX_DRAWS, REGMIX_BEST = 100_000, 128
 #: Dirichlet strengths of the draws that a search over trees begins with: as RegMix's design.
 _STRENGTHS = np.geomspace(0.1, 5, 15)
 _DRAWS = 4096
+#: A proportion this far outside those that runs had counts as theirs (ours: runs drawn from a
+#: Dirichlet distribution come near 0 and never reach it).
+_NEAR = 0.01
 #: How many of the best draws are improved, and the shares moved, coarse to fine.
 _IMPROVED = 4
 _MOVES = (0.2, 0.08, 0.03, 0.01, 0.004)
@@ -202,7 +205,7 @@ class _Problem:
         self.fitted, self.limits, self.covariates, self.kl = fitted, limits, covariates, kl
         self.weights = _weights(fitted, weights)
         spans = np.array([fitted.evidence["domains"][domain] for domain in fitted.domains])
-        self.seen = spans[:, 0], spans[:, 1]
+        self.seen = np.maximum(spans[:, 0] - _NEAR, 0), np.minimum(spans[:, 1] + _NEAR, 1)
         self.low, self.high = limits.bounds(fitted.domains, self.seen)
         if natural is None and set(limits.supply) == set(fitted.domains):
             natural = limits.supply
@@ -406,8 +409,8 @@ class _Problem:
             )
         notes = []
         for place, domain in enumerate(fitted.domains):
-            least, most = self.seen[0][place], self.seen[1][place]
-            if not least - 1e-6 <= mixture[place] <= most + 1e-6:
+            if not self.seen[0][place] - 1e-6 <= mixture[place] <= self.seen[1][place] + 1e-6:
+                least, most = fitted.evidence["domains"][domain]
                 notes.append(
                     f"{domain}: no run had {mixture[place]:.3f} (they had {least:.3f} to "
                     f"{most:.3f}): a guess"
