@@ -77,7 +77,8 @@ class RegMix(Fit):
             params = {
                 "boosting": "gbdt",
                 "objective": "regression",
-                "metric": "l2",
+                # Boosting stops by whichever of the two stops first, as published.
+                "metric": ["l1", "l2"],
                 "learning_rate": self.learning_rate,
                 "num_leaves": self.leaves,
                 "min_data_in_leaf": self.leaf_rows,
