@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from tamis.scoring.compare_fits import compare
 from tamis.scoring.fits import LAWS, Fitted, folds_of, law, load_fit, load_laws, spearman
 from tamis.scoring.lbfgs import minimise
-from tamis.scoring.mixing_law import MixingLaw, NestedMixingLaw, _pinned
+from tamis.scoring.mixing_law import MixingLaw, NestedMixingLaw, pinned
 from tamis.scoring.mixture_runs import Inputs, Runs, covariate_inputs, inputs_of, read_runs, runs_of
 from tamis.scoring.power_law import fit_curves, plateau
 from tamis.scoring.regmix import Linear, RegMix, TreesModel
@@ -196,7 +196,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     for seed in range(40):
         runs, constant, exponents = made_runs(48, noise=0.02, seed=seed)
         model = MixingLaw(bootstrap=100, starts=2).train(runs)
-        truth = _pinned(constant, exponents)
+        truth = pinned(constant, exponents)
         held.append((model.low <= truth) & (truth <= model.high))
     assert 0.84 <= np.mean(held) <= 0.96
 

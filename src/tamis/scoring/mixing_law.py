@@ -206,7 +206,7 @@ class MixingModel(Model):
         return np.asarray(np.exp(np.minimum(power, _STEEPEST)))
 
     def coefficients(self) -> list[Coefficient]:
-        values = _pinned(self.constant, self.exponents)
+        values = pinned(self.constant, self.exponents)
         names = ["c"]
         for component in range(self.exponents.shape[1]):
             sign = "" if self.exponents.shape[1] == 1 else f"_{component + 1}"
@@ -234,7 +234,7 @@ class MixingModel(Model):
         }
 
 
-def _pinned(constant: Floats, exponents: Floats) -> Floats:
+def pinned(constant: Floats, exponents: Floats) -> Floats:
     """c, then k and t of every component, the t summing to 0: [..., 1 + components * (1 + d)]."""
     level = exponents.mean(axis=-1, keepdims=True)
     parts = np.concatenate([np.exp(level), exponents - level], axis=-1)
@@ -246,11 +246,11 @@ def _pinned(constant: Floats, exponents: Floats) -> Floats:
 
 
 def _bounds(constant: Floats, exponents: Floats, drawn: Floats) -> tuple[Floats, Floats]:
-    """Bounds of what `_pinned` gives, at `LEVEL`, from resampled constants and exponents."""
-    shape = _pinned(constant, exponents).shape
+    """Bounds of what `pinned` gives, at `LEVEL`, from resampled constants and exponents."""
+    shape = pinned(constant, exponents).shape
     if not len(drawn):
         return np.full(shape, np.nan), np.full(shape, np.nan)
-    resampled = _pinned(
+    resampled = pinned(
         drawn[..., 0], drawn[..., 1:].reshape(*drawn.shape[:2], *exponents.shape[1:])
     )
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
