@@ -55,6 +55,10 @@ class Model:
         """Derivatives by the proportions, float64 [n, k, d]; None where there are none."""
         return None
 
+    def only(self, places: Sequence[int]) -> "Model":
+        """A model that predicts some of the targets, by their numbers, in less time."""
+        return _Part(self, list(places))
+
     def coefficients(self) -> list[Coefficient]:
         """Fitted numbers that a reader can interpret."""
         return []
@@ -66,6 +70,21 @@ class Model:
     def state(self) -> dict[str, Any]:
         """The fitted numbers as JSON."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _Part(Model):
+    """Some targets of a model that has no quicker way to predict them alone."""
+
+    whole: Model
+    places: list[int]
+
+    def mean(self, inputs: Inputs) -> Floats:
+        return self.whole.mean(inputs)[:, self.places]
+
+    def gradient(self, inputs: Inputs) -> Floats | None:
+        found = self.whole.gradient(inputs)
+        return None if found is None else found[:, self.places]
 
 
 class Fit(BaseModel):

@@ -6,7 +6,7 @@ test: here training rows are held out for it (`stopping` of `RegMix.train` repro
 figures).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -122,6 +122,12 @@ class TreesModel(Model):
 
     def mean(self, inputs: Inputs) -> Floats:
         return np.column_stack([trees.predict(inputs.mixtures) for trees in self.ensembles])
+
+    def only(self, places: Sequence[int]) -> "TreesModel":
+        kept = [(self.targets[place], self.trees[place]) for place in places]
+        return TreesModel(
+            tuple(target for target, _ in kept), self.features, tuple(trees for _, trees in kept)
+        )
 
     def coefficients(self) -> list[Coefficient]:
         return [

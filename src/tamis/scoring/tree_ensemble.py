@@ -8,6 +8,7 @@ vector operations as there are features. The model stays LightGBM's own text.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numba
@@ -57,6 +58,7 @@ class TreeEnsemble:
         )
 
 
+@lru_cache(maxsize=16)
 def ensemble_of(model: str, features: int) -> TreeEnsemble:
     """The trees of a LightGBM model in its text form; numerical splits only.
 

@@ -204,6 +204,8 @@ class _Problem:
             raise UserError(f"a fit of {fitted.fit.law} knows no domains to mix")
         self.fitted, self.limits, self.covariates, self.kl = fitted, limits, covariates, kl
         self.weights = _weights(fitted, weights)
+        weighed = np.flatnonzero(self.weights)
+        self.model, self.shares = fitted.model.only(weighed.tolist()), self.weights[weighed]
         spans = np.array([fitted.evidence["domains"][domain] for domain in fitted.domains])
         self.seen = np.maximum(spans[:, 0] - _NEAR, 0), np.minimum(spans[:, 1] + _NEAR, 1)
         self.low, self.high = limits.bounds(fitted.domains, self.seen)
@@ -229,17 +231,17 @@ class _Problem:
 
     def value(self, points: Floats) -> Floats:
         """The objective: float64 [n]."""
-        found = self.losses(points) @ self.weights
+        found = self.model.mean(self.inputs(points)) @ self.shares
         if self.kl and self.natural is not None:
             found = found + self.kl * _divergence(points, self.natural)
         return np.asarray(found)
 
     def slope(self, point: Floats) -> Floats | None:
         """The objective's gradient: float64 [d]; None for laws that have none."""
-        by_target = self.fitted.model.gradient(self.inputs(point[None]))
+        by_target = self.model.gradient(self.inputs(point[None]))
         if by_target is None:
             return None
-        found = self.weights @ by_target[0]
+        found = self.shares @ by_target[0]
         if self.kl and self.natural is not None:
             ratio = np.maximum(point, 1e-12) / np.maximum(self.natural, 1e-12)
             found = found + self.kl * (np.log(ratio) + 1)
