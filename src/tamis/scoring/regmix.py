@@ -86,7 +86,7 @@ class RegMix(Fit):
                 "verbosity": -1,
                 "num_threads": 1,
                 "deterministic": True,
-                "force_col_wise": True,
+                "force_row_wise": True,
             }
             data = lightgbm.Dataset(runs.mixtures, runs.losses[:, place], params=params)
             seen = data.create_valid(stopping.mixtures, stopping.losses[:, place])
