@@ -98,7 +98,7 @@ def test_laws_are_listed() -> None:
         (("--target", "loss_law"), "no column 'loss_law'"),
         (("--mix", "share_"), "starts with 'share_'"),
         (("--where", "seed = 3"), "no run meets"),
-        (("--law", "regmix", "--where", "loss_code < 2.4"), "regmix has 42 parameters"),
+        (("--law", "regmix", "--where", "loss_code < 2.4"), "regmix takes at least 42"),
     ],
 )
 def test_what_a_user_can_mend(

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from threadpoolctl import threadpool_limits
 
 from tamis.scoring.mixture_runs import Floats, Inputs, Ints, Runs, inputs_of
 from tamis.storage.errors import UserError
@@ -108,8 +109,8 @@ class Fit(BaseModel):
         if field is not None and field.default:
             LAWS[field.default] = cls
 
-    def parameters(self, runs: Runs) -> int:
-        """Free numbers a target."""
+    def least_runs(self, runs: Runs) -> int:
+        """Different mixtures (or runs) that it takes: as many as it has parameters a target."""
         raise NotImplementedError
 
     def prepared(self, runs: Runs) -> Runs:
@@ -139,7 +140,11 @@ class Fit(BaseModel):
             UserError: if there are fewer runs than the law has parameters, or it cannot be fitted
                 to them.
         """
-        runs = self.prepared(runs)
+        # The order of sums, and with it the last digits, would depend on BLAS's threads.
+        with threadpool_limits(limits=1, user_api="blas"):
+            return self._fit(self.prepared(runs))
+
+    def _fit(self, runs: Runs) -> "Fitted":
         self.check(runs)
         fold = folds_of(runs, self.folds, self.seed)
         predicted = np.empty_like(runs.losses)
@@ -160,15 +165,15 @@ class Fit(BaseModel):
         if not runs.targets:
             raise UserError("no target to fit", mend="name a column of losses")
         groups = int(runs.groups().max()) + 1
-        wanted = self.parameters(runs)
+        wanted = self.least_runs(runs)
         rest = groups - math.ceil(groups / min(self.folds, groups))
         if groups < 2 or rest < wanted:
             most = min(self.folds, max(groups, 2))
             enough = math.ceil(wanted * most / (most - 1))
             what = "mixtures" if runs.domains else "runs"
             raise UserError(
-                f"{self.law} has {wanted} parameters a target, and {groups} different {what} leave "
-                f"{rest} when one of {most} parts is held out",
+                f"{self.law} takes at least {wanted} different {what}, and {groups} leave {rest} when "
+                f"one of {most} parts is held out",
                 mend=f"at least {max(enough, 2)} are needed, several times as many are better",
             )
 
@@ -261,21 +266,29 @@ class Fitted:
         """Write as JSON."""
         write_json(
             place_of(str(path)),
-            {
-                "format": FORMAT,
-                "law": self.fit.model_dump(mode="json"),
-                "version": self.fit.version,
-                "paper": self.fit.paper,
-                "domains": list(self.domains),
-                "targets": list(self.targets),
-                "model": self.model.state(),
-                "coefficients": [
-                    {k: v for k, v in c._asdict().items() if v == v}
-                    for c in self.model.coefficients()
-                ],
-                "evidence": self.evidence,
-            },
+            _plain(
+                {
+                    "format": FORMAT,
+                    "law": self.fit.model_dump(mode="json"),
+                    "version": self.fit.version,
+                    "paper": self.fit.paper,
+                    "domains": list(self.domains),
+                    "targets": list(self.targets),
+                    "model": self.model.state(),
+                    "coefficients": [c._asdict() for c in self.model.coefficients()],
+                    "evidence": self.evidence,
+                }
+            ),
         )
+
+
+def _plain(value: Any) -> Any:
+    """The same with null for NaN and infinities, which JSON has not."""
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load_fit(path: "str | Path") -> Fitted:
@@ -414,5 +427,5 @@ def _libraries() -> dict[str, str]:
 
 
 def floats(values: Sequence[Any]) -> Floats:
-    """An array from JSON."""
+    """An array from JSON, NaN where that has null."""
     return np.asarray(values, np.float64)

@@ -34,7 +34,7 @@ class LossToLoss(Fit):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "Brandfonbrener et al. 2024, Loss-to-Loss Prediction, arXiv 2411.12925"
 
-    def parameters(self, runs: Runs) -> int:
+    def least_runs(self, runs: Runs) -> int:
         return 3 if self.source_floor is not None else 4
 
     def prepared(self, runs: Runs) -> Runs:

@@ -56,7 +56,7 @@ class ExponentialLaw(Fit):
         default=200, ge=0, description="resamples for intervals of coefficients; 0 for none"
     )
 
-    def parameters(self, runs: Runs) -> int:
+    def least_runs(self, runs: Runs) -> int:
         return 1 + self.components * len(runs.domains)
 
     def prepared(self, runs: Runs) -> Runs:

@@ -42,7 +42,7 @@ class BiMix(Fit):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "Ge et al. 2024, BiMix, arXiv 2405.14908 (formula unconfirmed)"
 
-    def parameters(self, runs: Runs) -> int:
+    def least_runs(self, runs: Runs) -> int:
         return 4 if "steps" in runs.covariates else 2
 
     def prepared(self, runs: Runs) -> Runs:
@@ -187,7 +187,7 @@ class AutoScale(Fit):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "Kang et al. 2024, AutoScale, arXiv 2407.20177 (joint fit ours)"
 
-    def parameters(self, runs: Runs) -> int:
+    def least_runs(self, runs: Runs) -> int:
         return 1 + 2 * len(runs.domains)
 
     def train(self, runs: Runs, *, evidence: bool = True) -> "AutoScaleModel":

@@ -50,7 +50,7 @@ class RegMix(Fit):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "Liu et al. 2024, RegMix, arXiv 2407.01492, section 3"
 
-    def parameters(self, runs: Runs) -> int:
+    def least_runs(self, runs: Runs) -> int:
         # Below this LightGBM can make no split at all.
         return 2 * self.leaf_rows + 2
 
@@ -155,7 +155,7 @@ class Linear(Fit):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "Liu et al. 2024, RegMix, arXiv 2407.01492, section 3"
 
-    def parameters(self, runs: Runs) -> int:
+    def least_runs(self, runs: Runs) -> int:
         return len(runs.domains)
 
     def prepared(self, runs: Runs) -> Runs:

@@ -39,7 +39,7 @@ class TaskLadder(Fit):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "Bhagia et al. 2024, Model Ladders, arXiv 2412.04403, eqs. 1 and 2"
 
-    def parameters(self, runs: Runs) -> int:
+    def least_runs(self, runs: Runs) -> int:
         return 5
 
     def prepared(self, runs: Runs) -> Runs:
@@ -64,7 +64,7 @@ class TaskLadder(Fit):
             return model
         largest = runs.covariate("size") == runs.covariate("size").max()
         rest = runs.take(~largest)
-        if len(rest) <= self.parameters(runs):
+        if len(rest) <= self.least_runs(runs):
             return model
         away = self.train(rest, evidence=False).mean(runs.take(largest)) - runs.losses[largest]
         error = np.sqrt(np.mean(away**2, axis=0))
