@@ -172,8 +172,8 @@ class Fit(BaseModel):
             enough = math.ceil(wanted * most / (most - 1))
             what = "mixtures" if runs.domains else "runs"
             raise UserError(
-                f"{self.law} takes at least {wanted} different {what}, and {groups} leave {rest} when "
-                f"one of {most} parts is held out",
+                f"{self.law} takes at least {wanted} different {what}, and {groups} leave {rest} "
+                f"when one of {most} parts is held out",
                 mend=f"at least {max(enough, 2)} are needed, several times as many are better",
             )
 
@@ -418,7 +418,7 @@ def _libraries() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
-    for name in ("tamis", "numpy", "scipy", "lightgbm", "scikit-learn"):
+    for name in ("tamis", "numpy", "scipy", "lightgbm"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

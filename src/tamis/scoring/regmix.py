@@ -16,6 +16,7 @@ from pydantic import Field
 
 from tamis.scoring.fits import LEVEL, Coefficient, Fit, Model, floats, folds_of
 from tamis.scoring.mixture_runs import Floats, Inputs, Runs
+from tamis.scoring.model_files import need_package
 from tamis.scoring.tree_ensemble import MOST_LEAVES, TreeEnsemble, ensemble_of
 from tamis.storage.errors import UserError
 
@@ -68,7 +69,9 @@ class RegMix(Fit):
             stopping: runs whose loss stops the boosting, in place of rows held out; giving a test
                 set reproduces the published figures, and is no test any more.
         """
-        lightgbm = _lightgbm()
+        need_package("lightgbm", "regmix", "mixtures")
+        import lightgbm
+
         if stopping is None:
             held = folds_of(runs, max(2, round(1 / self.hold_out)), self.seed) == 0
             runs, stopping = runs.take(~held), runs.take(held)
@@ -168,6 +171,7 @@ class Linear(Fit):
         half = np.full(weights.shape, np.nan)
         spare = len(runs) - rank
         if evidence and rank == len(runs.domains) and spare > 0:
+            need_package("scipy", "an interval of least squares", "mixtures")
             from scipy.stats import t
 
             away = runs.losses - runs.mixtures @ weights
@@ -220,11 +224,3 @@ class LinearModel(Model):
             "weights": self.weights.tolist(),
             "half": self.half.tolist(),
         }
-
-
-def _lightgbm() -> Any:
-    try:
-        import lightgbm
-    except ImportError:
-        raise UserError("regmix needs LightGBM", mend="pip install 'tamis[mixtures]'") from None
-    return lightgbm

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from tamis.scoring.fits import LEVEL, Fitted, Prediction
 from tamis.scoring.mixture_runs import Floats, Inputs
+from tamis.scoring.model_files import need_package
 from tamis.selectors.mixture_constraints import MixtureLimits, project
 from tamis.storage.errors import UserError
 
@@ -268,6 +269,7 @@ class _Problem:
         """SLSQP from a start: the least objective; or, with `seek` [d], the least of its product
         with the mixture among those whose objective is at most `most`.
         """
+        need_package("scipy", "the search for the best mixture", "mixtures")
         from scipy.optimize import Bounds, minimize
 
         constraints: list[dict[str, Any]] = [
