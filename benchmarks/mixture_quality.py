@@ -28,7 +28,7 @@ from harness import print_table
 
 import tamis
 from tamis.scoring.component_count import LEAST_GAIN, count_components
-from tamis.scoring.mixture_fits import (
+from tamis.scoring.component_fits import (
     PUBLISHED_SCALE,
     End,
     Kind,

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from tamis.scoring.mixture_fits import (
+from tamis.scoring.component_fits import (
     MARGIN,
     Float64s,
     Kind,
@@ -26,7 +26,7 @@ from tamis.scoring.mixture_fits import (
     converged_mixtures,
     scaled_sample,
 )
-from tamis.scoring.mixture_goodness import share_below
+from tamis.scoring.component_goodness import share_below
 from tamis.storage.kernels import KERNEL, Int64s
 
 #: Scores of a group that are looked at: its quantiles at even steps.

@@ -15,7 +15,7 @@ from scipy import optimize, stats
 
 import tamis
 from tamis.recipe import operators
-from tamis.selectors.mixture_rules import (
+from tamis.selectors.component_rules import (
     NOT_APART,
     ONE,
     ONE_VALUE,
