@@ -25,8 +25,8 @@ from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
 from tamis.scoring.component_count import count_components
-from tamis.scoring.mixture_fits import PUBLISHED_SCALE, Kind, fit_mixtures, scaled_sample
-from tamis.scoring.mixture_goodness import distances
+from tamis.scoring.component_fits import PUBLISHED_SCALE, Kind, fit_mixtures, scaled_sample
+from tamis.scoring.component_goodness import distances
 
 Float64s = npt.NDArray[np.float64]
 HEADER = ("mixture", "fit s", "all s", "peer s", "peer / fit", "peer / all")

@@ -28,7 +28,7 @@ from harness import print_table
 
 import tamis
 from tamis.scoring.component_count import LEAST_GAIN, count_components
-from tamis.scoring.mixture_fits import (
+from tamis.scoring.component_fits import (
     PUBLISHED_SCALE,
     End,
     Kind,
@@ -257,7 +257,7 @@ def training_sets(data: Path, work: Path) -> None:
                 "stages": [
                     {**probe, "name": "gce", "loss": "gce"},
                     {"operator": "training_loss", "dynamics": "gce", "name": "gceloss"},
-                    {**probe, "name": "ce"},
+                    {**probe, "name": "ce", "loss": "cross_entropy"},
                     {"operator": "training_loss", "dynamics": "ce", "name": "celoss"},
                     {"operator": "aum", "dynamics": "ce"},
                 ],

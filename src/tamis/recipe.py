@@ -55,6 +55,7 @@ from tamis.scoring.operator import REGISTRY, Operator, RowScorer, Scorer, operat
 from tamis.selectors import (  # noqa: F401
     budgets,
     cluster_scorer,
+    component_rules,
     confident_learning,
     decontaminate,
     dynamics_rules,
@@ -68,7 +69,6 @@ from tamis.selectors import (  # noqa: F401
     label_review,
     label_weight,
     loss_rules,
-    mixture_rules,
     near_dedup,
     ngram_likelihood,
     probe,

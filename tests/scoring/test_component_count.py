@@ -10,7 +10,7 @@ from scipy import optimize, stats
 
 from tamis.scoring import component_count
 from tamis.scoring.component_count import SINGLES, count_components
-from tamis.scoring.mixture_fits import MARGIN, scaled_sample
+from tamis.scoring.component_fits import MARGIN, scaled_sample
 
 Draw = Callable[[np.random.Generator, int], Any]
 ONE: dict[str, Draw] = {

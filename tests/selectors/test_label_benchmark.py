@@ -1,4 +1,4 @@
-"""The benchmark of wrong labels runs on its own small set, and the default finds planted errors."""
+"""The benchmark of wrong labels runs on its own small set, and finds errors planted there."""
 
 import os
 import re

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import tamis
-from tests.selectors.test_mixture_rules import corpus, posterior, worked
+from tests.selectors.test_component_rules import corpus, posterior, worked
 
 
 def labelled() -> pa.Table:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from tamis.scoring.mixture_fits import (
+from tamis.scoring.component_fits import (
     MARGIN,
     Float64s,
     Kind,
@@ -26,7 +26,7 @@ from tamis.scoring.mixture_fits import (
     converged_mixtures,
     scaled_sample,
 )
-from tamis.scoring.mixture_goodness import share_below
+from tamis.scoring.component_goodness import share_below
 from tamis.storage.kernels import KERNEL, Int64s
 
 #: Scores of a group that are looked at: its quantiles at even steps.
@@ -35,7 +35,7 @@ MOST_SCORES = 4096
 LEAST_SCORES = 10
 #: Gain of two components over one, nats a row: what a model that is only nearly right may gain on
 #: many rows is no reason to cut. Chosen by measurement, see docs/mixture-thresholds.md.
-LEAST_GAIN = 0.02
+LEAST_GAIN = 0.01
 #: Pairs of components that compete, and the scales that they are fitted on.
 PAIRS: tuple[tuple[Kind, Scale], ...] = (
     ("gaussian", "minmax"),

@@ -6,8 +6,8 @@ import numpy as np
 from pydantic import Field
 
 from tamis.selectors.budgets import NO_SCORE, draws, first_of_groups
+from tamis.selectors.component_rules import OfMixture
 from tamis.selectors.labels import labels_of
-from tamis.selectors.mixture_rules import OfMixture
 from tamis.selectors.selector import Selector
 from tamis.selectors.table import Table
 from tamis.storage.kernels import Int64s

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from tamis.scoring.component_count import Components, count_components
-from tamis.scoring.mixture_fits import (
+from tamis.scoring.component_fits import (
     PUBLISHED_SCALE,
     End,
     Kind,
@@ -23,7 +23,7 @@ from tamis.scoring.mixture_fits import (
     fit_mixtures,
     scaled_sample,
 )
-from tamis.scoring.mixture_goodness import chance_bound, distances
+from tamis.scoring.component_goodness import chance_bound, distances
 from tamis.selectors.budgets import NO_SCORE, Float64s, groups_of
 from tamis.selectors.selector import Selector, TableOperator
 from tamis.selectors.table import Table, as_floats

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numba import njit
 
-from tamis.scoring.mixture_fits import Float64s, Mixtures
+from tamis.scoring.component_fits import Float64s, Mixtures
 from tamis.storage.kernels import KERNEL
 
 #: Scores of a group at which the distributions are compared; the distance is exact to one part in
@@ -81,7 +81,7 @@ def distances(mixtures: Mixtures) -> Float64s:
     two components expect there, from 0 to 1; of the scores that were fitted. nan without a fit.
 
     Example:
-        >>> from tamis.scoring.mixture_fits import fit_mixtures, scaled_sample
+        >>> from tamis.scoring.component_fits import fit_mixtures, scaled_sample
         >>> draws = np.random.default_rng(0)
         >>> x = np.concatenate([draws.normal(0, 1, 700), draws.normal(6, 1, 300)])
         >>> distances(fit_mixtures(scaled_sample(x), "gaussian")).round(3).tolist()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.mixture import GaussianMixture
 
-from tamis.scoring.mixture_fits import Kind, Mixtures, Scale, fit_mixtures, scaled_sample
-from tamis.scoring.mixture_goodness import beta_share, chance_bound, distances
+from tamis.scoring.component_fits import Kind, Mixtures, Scale, fit_mixtures, scaled_sample
+from tamis.scoring.component_goodness import beta_share, chance_bound, distances
 
 KINDS: tuple[Kind, ...] = ("gaussian", "beta")
 SCALES: tuple[Scale, ...] = ("minmax", "percentiles")
