@@ -136,19 +136,19 @@ def bundle(data: Path, work: Path) -> dict[str, Labelled]:
     )
 
     others = {
-        "MedQuAD types": ("sft_medquad", "output", "question_type"),
-        "Dolly categories": ("sft_dolly_3k", "instruction", "category"),
-        "domains": ("domains_text", "text", "domain"),
-        "persona": ("dedup_scale_persona", "statement", "behaviour"),
+        "MedQuAD types": ("sft_medquad", "output", "question_type", 6000),
+        "Dolly categories": ("sft_dolly_3k", "instruction", "category", 6000),
+        "persona": ("dedup_scale_persona", "statement", "behaviour", 6000),
+        "licence categories": ("dedup_scancode_licenses", "text", "category", 2400),
     }
-    for name, (file, column, label) in others.items():
-        rows = pl.read_parquet(data / f"{file}.parquet")
+    for name, (file, column, label, most) in others.items():
+        rows = pl.read_parquet(data / f"{file}.parquet").drop_nulls(label)
         if name == "persona":  # every third behaviour
             kept = rows[label].unique().sort().gather_every(3)
             rows = rows.filter(pl.col(label).is_in(kept.implode()))
         rows = rows.filter(pl.len().over(label) >= LEAST_ROWS).sample(
             fraction=1.0, shuffle=True, seed=0
-        )[:6000]
+        )[:most]
         (right,) = codes_of(rows[label])
         found[name] = Labelled(name, vectors(rows, column, f"{file}_{column}"), right)
     return found

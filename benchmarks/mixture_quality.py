@@ -1,6 +1,6 @@
 """How often scores are cut that have one component, and how well a cut finds wrong labels.
 
-    python benchmarks/mixture_quality.py [--draws 40] [--data DATA --work WORK]
+    python benchmarks/mixture_quality.py [--draws 20] [--data DATA --work WORK]
 
 First part: scores drawn from one component of many shapes, and from two, at several sizes. A rule
 errs by cutting the first ("false cuts") or by not cutting the second ("missed cuts"). The rules:
@@ -257,7 +257,7 @@ def training_sets(data: Path, work: Path) -> None:
                 "stages": [
                     {**probe, "name": "gce", "loss": "gce"},
                     {"operator": "training_loss", "dynamics": "gce", "name": "gceloss"},
-                    {**probe, "name": "ce"},
+                    {**probe, "name": "ce", "loss": "cross_entropy"},
                     {"operator": "training_loss", "dynamics": "ce", "name": "celoss"},
                     {"operator": "aum", "dynamics": "ce"},
                 ],
@@ -279,7 +279,7 @@ def training_sets(data: Path, work: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--draws", type=int, default=40, help="of every shape and size; 0: none")
+    parser.add_argument("--draws", type=int, default=20, help="of every shape and size; 0: none")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--work", type=Path, default=Path("bench-work"))
     arguments = parser.parse_args()

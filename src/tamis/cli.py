@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from tamis import __version__
-from tamis.commands import dynamics, looking, running, scoring
+from tamis.commands import dynamics, looking, mixing, running, scoring
 
 app = typer.Typer(
     name="tamis",
@@ -37,6 +37,12 @@ for command in (
     running.demo,
 ):
     app.command()(command)
+mix_app = typer.Typer(help="How much of what: proportions from small runs.", no_args_is_help=True)
+app.add_typer(mix_app, name="mix")
+mix_app.command()(mixing.fit)
+mix_app.command()(mixing.compare)
+mix_app.command()(mixing.optimise)
+mix_app.command()(mixing.laws)
 recipe_app.command("schema")(looking.recipe_schema)
 recipe_app.command("check")(looking.recipe_check)
 

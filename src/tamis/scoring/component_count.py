@@ -35,7 +35,7 @@ MOST_SCORES = 4096
 LEAST_SCORES = 10
 #: Gain of two components over one, nats a row: what a model that is only nearly right may gain on
 #: many rows is no reason to cut. Chosen by measurement, see docs/mixture-thresholds.md.
-LEAST_GAIN = 0.02
+LEAST_GAIN = 0.01
 #: Pairs of components that compete, and the scales that they are fitted on.
 PAIRS: tuple[tuple[Kind, Scale], ...] = (
     ("gaussian", "minmax"),

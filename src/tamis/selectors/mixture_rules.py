@@ -38,7 +38,7 @@ from tamis.storage.ledger import Drops
 TOLD_GROUPS = 100
 
 TWO = "two components"
-ONE_VALUE = "fewer than two different scores"
+ONE_VALUE = "fewer than two different scores to fit"
 ONE = "one component would do"
 NOT_APART = "the two fitted components are not apart"
 OneComponent = Literal["keep", "error", "cut"]

@@ -1,0 +1,336 @@
+"""Commands about mixtures: laws fitted to small runs, and the best proportions by them."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tamis.commands.options import AsJson, pair, parameters
+from tamis.console import doc, figure, say, table
+
+if TYPE_CHECKING:
+    from tamis.scoring.fits import Fitted
+    from tamis.scoring.mixture_runs import Runs
+    from tamis.selectors.mixture_optimum import Optimum
+
+RunsFile = Annotated[
+    str, typer.Argument(metavar="RUNS", help="Table of runs: Parquet, CSV or JSON lines.")
+]
+Mix = Annotated[
+    str,
+    typer.Option(help="Prefix of the columns of proportions, or their names joined by commas."),
+]
+Target = Annotated[
+    list[str] | None, typer.Option(help="Column of a loss (repeatable); all `loss_*` if not given.")
+]
+Where = Annotated[str | None, typer.Option(help="SQL condition that runs must meet.")]
+Param = Annotated[
+    list[str] | None, typer.Option(help="Parameter of the law, as in components=2 (repeatable).")
+]
+
+
+def fit(
+    runs: RunsFile,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="JSON file of the fit.")],
+    law: Annotated[str, typer.Option(help="See `tamis mix laws`.")] = "mixing_law",
+    target: Target = None,
+    mix: Mix = "mix_",
+    covariate: Annotated[
+        list[str] | None,
+        typer.Option(help="Further column the law reads; steps, size, tokens if not (repeatable)."),
+    ] = None,
+    where: Where = None,
+    param: Param = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a law to runs; tells its error on runs that were held out."""
+    from tamis.scoring.fits import law as law_of
+
+    chosen = law_of(law, **parameters(param or []))
+    given = _runs(runs, mix, target, where, covariate)
+    fitted = chosen.fit(given)
+    fitted.save(out)
+    if as_json:
+        print(json.dumps(_told(fitted, out)))
+        return
+    for note in [*fitted.evidence["notes"], *fitted.model.notes()]:
+        say(note)
+    _tell_errors(fitted)
+    numbers = fitted.model.coefficients()
+    if numbers and len(numbers) <= 40:
+        table(
+            ("target", "coefficient", "value", "low", "high"),
+            [[c.target, c.name, *(figure(v) if v == v else "" for v in c[2:])] for c in numbers],
+        )
+    say(f"fit      {out}")
+    if fitted.domains:
+        say(f"try      tamis mix optimise {out} --target {fitted.targets[0]}")
+
+
+def compare(
+    runs: RunsFile,
+    target: Target = None,
+    law: Annotated[
+        list[str] | None,
+        typer.Option(help="Law, as in mixing_law:components=3 (repeatable); several if not given."),
+    ] = None,
+    mix: Mix = "mix_",
+    where: Where = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit several laws to the same runs and rank them by their error on runs held out."""
+    from tamis.scoring.compare_fits import COMPARED
+    from tamis.scoring.compare_fits import compare as compare_laws
+
+    found = compare_laws(
+        _runs(runs, mix, target, where), [_law(text) for text in law] if law else COMPARED
+    )
+    if as_json:
+        print(json.dumps({"laws": found.laws, "rows": found.rows, "refused": found.refused}))
+        return
+    table(
+        ("target", "rank", "law", "error", "± over folds", "Spearman", "in sample"),
+        [
+            [
+                row["target"],
+                str(row["rank"]),
+                row["law"],
+                *(f"{row[key]:.4f}" for key in ("rmse", "rmse_sd", "spearman", "in_sample_rmse")),
+            ]
+            for row in found.rows
+        ],
+    )
+    table(
+        ("law", "mean rank", "error / spread", "Spearman", "seconds"),
+        [
+            [
+                row["law"],
+                f"{row['rank']:.2f}",
+                f"{row['rmse_relative']:.3f}",
+                f"{row['spearman']:.4f}",
+                f"{row['seconds']:.1f}",
+            ]
+            for row in found.laws
+        ],
+    )
+    say("errors are root mean squares over runs that were held out, unless in sample")
+    for title, why in found.refused.items():
+        say(f"not fitted: {title}: {why}")
+
+
+def optimise(
+    fit: Annotated[
+        str, typer.Argument(metavar="FIT", help="JSON file that `tamis mix fit` wrote.")
+    ],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Target, or target=weight (repeatable); all alike if not given."),
+    ] = None,
+    supply: Annotated[
+        list[str] | None, typer.Option(help="Tokens there, as in code=5e9 (repeatable).")
+    ] = None,
+    tokens: Annotated[float | None, typer.Option(help="Tokens wanted in all.")] = None,
+    epochs: Annotated[float, typer.Option(help="How often a token may be seen.")] = 4,
+    floor: Annotated[
+        list[str] | None, typer.Option(help="Least proportion, as in code=0.1 (repeatable).")
+    ] = None,
+    ceiling: Annotated[
+        list[str] | None, typer.Option(help="Largest proportion, as in web=0.5 (repeatable).")
+    ] = None,
+    natural: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Share in the natural mixture, as in web=60 (one a domain); the supply if not."
+        ),
+    ] = None,
+    kl: Annotated[
+        float, typer.Option(help="Loss that a nat away from the natural mixture is worth.")
+    ] = 0.0,
+    method: Annotated[
+        str, typer.Option(help="search, or regmix: the mean of its draws.")
+    ] = "search",
+    beyond_runs: Annotated[
+        bool, typer.Option("--beyond-runs", help="Allow proportions that no run had.")
+    ] = False,
+    front: Annotated[
+        bool, typer.Option("--front", help="The Pareto front of the targets instead.")
+    ] = False,
+    steps: Annotated[float | None, typer.Option(help="Steps to predict for.")] = None,
+    size: Annotated[float | None, typer.Option(help="Size to predict for.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the best mixture by a fit, under limits, and how flat the optimum is."""
+    from tamis.scoring.fits import load_fit
+    from tamis.selectors.mixture_constraints import MixtureLimits
+    from tamis.selectors.mixture_optimum import optimise as best
+    from tamis.selectors.mixture_optimum import pareto
+    from tamis.storage.errors import UserError
+
+    if method not in ("search", "regmix"):
+        raise UserError(f"--method: expected search or regmix, found {method!r}")
+    fitted = load_fit(fit)
+    limits = MixtureLimits(
+        supply=_numbers(supply, "--supply"),
+        tokens=tokens,
+        epochs=epochs,
+        floor=_numbers(floor, "--floor"),
+        ceiling=_numbers(ceiling, "--ceiling"),
+        beyond_runs=beyond_runs,
+    )
+    given = {"steps": steps, "size": size}
+    covariates = {name: value for name, value in given.items() if value is not None}
+    weights = {
+        name: value
+        for text in target or ()
+        for name, value in _numbers([text if "=" in text else f"{text}=1"], "--target").items()
+    }
+    if front:
+        points = pareto(
+            fitted, list(weights) or fitted.targets, limits=limits, covariates=covariates
+        )
+        _tell_front(points, as_json)
+        return
+    found = best(
+        fitted,
+        weights or None,
+        limits=limits,
+        natural=_numbers(natural, "--natural") or None,
+        kl=kl,
+        method="regmix" if method == "regmix" else "search",
+        covariates=covariates,
+    )
+    if as_json:
+        print(json.dumps(found.as_json()))
+    else:
+        _tell_optimum(found)
+
+
+def laws(
+    name: Annotated[str | None, typer.Argument(help="One law, in full.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the laws that can be fitted, or tell all about one."""
+    from tamis.scoring.fits import load_laws
+    from tamis.storage.errors import UserError
+
+    known = load_laws()
+    if name is None:
+        rows = [[key, (cls.__doc__ or "").splitlines()[0], cls.paper] for key, cls in known.items()]
+        if as_json:
+            print(
+                json.dumps([dict(zip(("law", "summary", "paper"), r, strict=True)) for r in rows])
+            )
+        else:
+            table(("law", "what it is", "source"), rows)
+        return
+    if name not in known:
+        raise UserError(f"no law named {name!r}", mend=f"known: {', '.join(known)}")
+    cls = known[name]
+    schema = cls.model_json_schema()
+    if as_json:
+        about = {"law": name, "version": cls.version, "paper": cls.paper}
+        print(json.dumps({**about, "parameters": schema}))
+        return
+    say(f"{name}  (fit, version {cls.version})\n\n{doc(cls)}\n\nsource   {cls.paper}")
+    table(
+        ("parameter", "default", "meaning"),
+        [
+            [key, str(part.get("default", "required")), part["description"]]
+            for key, part in schema["properties"].items()
+            if key != "law"
+        ],
+    )
+
+
+def _runs(
+    path: str,
+    mix: str,
+    target: list[str] | None,
+    where: str | None,
+    covariates: list[str] | None = None,
+) -> "Runs":
+    from tamis.scoring.mixture_runs import LOSS, read_runs
+
+    # A prefix ends in no whole column's name; names are told by their commas.
+    columns = [name for name in mix.split(",") if name] if "," in mix or not mix else mix
+    return read_runs(path, where=where, mix=columns, target=target or LOSS, covariates=covariates)
+
+
+def _law(text: str) -> dict[str, Any]:
+    """A law with parameters, given as ``name:parameter=value,parameter=value``."""
+    name, _, rest = text.partition(":")
+    return {"law": name, **parameters(rest.split(",") if rest else [])}
+
+
+def _numbers(given: list[str] | None, option: str) -> dict[str, float]:
+    """Numbers by name, given as ``name=number``."""
+    from tamis.storage.errors import UserError
+
+    found = {}
+    for text in given or ():
+        name, value = pair(text, option)
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise UserError(f"{option}: expected name=number, found {text!r}") from None
+    return found
+
+
+def _told(fitted: "Fitted", out: Path) -> dict[str, Any]:
+    evidence = {key: fitted.evidence[key] for key in ("runs", "mixtures", "held_out", "in_sample")}
+    return {
+        "law": fitted.fit.law,
+        "fit": str(out),
+        **evidence,
+        "coefficients": [
+            {key: value for key, value in c._asdict().items() if value == value}
+            for c in fitted.model.coefficients()
+        ],
+        "notes": [*fitted.evidence["notes"], *fitted.model.notes()],
+    }
+
+
+def _tell_errors(fitted: "Fitted") -> None:
+    half = fitted.half_width()
+    rows = []
+    for place, target in enumerate(fitted.targets):
+        held, seen = (fitted.evidence[key][target] for key in ("held_out", "in_sample"))
+        numbers = [held["rmse"], held["mae"], held["spearman"], half[place], seen["rmse"]]
+        rows.append([target, *(f"{number:.4f}" for number in numbers)])
+    header = ("target", "error held out", "mean absolute", "Spearman", "± 90 %", "error in sample")
+    table(header, rows)
+
+
+def _tell_optimum(found: "Optimum") -> None:
+    rows = []
+    for place, domain in enumerate(found.domains):
+        low, high = found.ranges[domain]
+        share = f"{found.mixture[place]:.4f}"
+        rows.append([domain, share, f"{low:.3f} to {high:.3f}", found.binding.get(domain, "")])
+    table(("domain", "proportion", "as good within the error", "held by"), rows)
+    rows = []
+    for place, target in enumerate(found.targets):
+        value, low, high = (float(part[0, place]) for part in found.prediction)
+        row = [target, f"{value:.4f}", f"{low:.4f} to {high:.4f}"]
+        if found.natural is not None:
+            row.append(f"{found.natural[1].value[0, place]:.4f}")
+        rows.append(row)
+    header = ["target", "predicted", "90 %"] + (["natural mixture"] if found.natural else [])
+    table(header, rows)
+    say(f"objective {found.objective:.5f}, error of the fit on it {found.tolerance:.5f}")
+    for note in found.notes:
+        say(note)
+
+
+def _tell_front(points: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(points))
+        return
+    targets = list(points[0]["losses"])
+    rows = []
+    for point in points:
+        parts = sorted(point["mixture"].items(), key=lambda entry: -entry[1])
+        mixture = ", ".join(f"{name} {share:.3f}" for name, share in parts if share >= 0.01)
+        rows.append([*(f"{point['losses'][target]:.4f}" for target in targets), mixture])
+    table((*targets, "mixture"), rows)
