@@ -260,10 +260,11 @@ class _Merged:
         """Matrices of the columns and the updates, with nothing in epochs that are not full."""
         kinds = {"margin": np.float32, **{name: KINDS[name] for name in self._names[2:]}}
         columns = {
-            name: np.empty((rows, self._epochs * (self._classes if name == "logits" else 1)), kind)
+            name: _room(rows, self._epochs * (self._classes if name == "logits" else 1), kind)
             for name, kind in kinds.items()
         }
-        updates = np.ones((rows, self._epochs), np.int32)
+        updates = _room(rows, self._epochs, np.int32)
+        updates[:] = 1
         for t in range(self._epochs):
             if t not in self._full:
                 updates[:, t] = 0
@@ -296,6 +297,13 @@ class _Merged:
                 elif name not in ("label", "threshold"):
                     matrix[unknown] = _missing(matrix)
         return Block(pa.array(ids), columns, updates)
+
+
+def _room(rows: int, columns: int, kind: npt.DTypeLike) -> Column:
+    """A matrix without values, in memory that Arrow hands out again: the system's own allocator
+    gives blocks of this size back and fetches them anew, page by page."""
+    size = rows * columns * np.dtype(kind).itemsize
+    return np.frombuffer(pa.allocate_buffer(size), kind).reshape(rows, columns)
 
 
 def _of_epoch(matrix: Column, t: int, epochs: int) -> Column:
