@@ -238,7 +238,7 @@ def test_more_classes_than_memory(tmp_path: Path) -> None:
     [
         ({"threshold_runs": 1}, "with one run its threshold samples have no score"),
         ({"threshold_runs": 9}, r"9 runs with 10 threshold samples each need 90 rows"),
-        ({"learning_rate": 1e38}, "beyond all bounds"),
+        ({"learning_rate": 1e30}, "beyond all bounds"),
         ({"hidden": []}, "hidden"),
         ({"embedding": "vectors"}, "vectors"),
     ],
