@@ -296,7 +296,9 @@ def _batches(file: RecordFile, columns: list[str], rows: int) -> Iterator[pa.Rec
     with parquet_file(file.place, _BUFFER) as parquet:
         there = [name for name in columns if name in parquet.schema_arrow.names]
         if there and file.rows > rows:
-            yield from parquet.iter_batches(batch_size=rows, columns=there, use_threads=False)
+            # One reader for all row groups would keep what it has read of each.
+            for group in range(parquet.num_row_groups):
+                yield from parquet.iter_batches(rows, [group], there, use_threads=False)
             return
         # A small file is closed at once: there may be thousands.
         whole = parquet.read(there, use_threads=False) if there else None
