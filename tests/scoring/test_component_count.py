@@ -26,6 +26,7 @@ ONE: dict[str, Draw] = {
     "losses of a calibrated model": lambda r, n: -np.log(r.beta(8, 1, n)),
     "losses of normal logits": lambda r, n: np.log1p(np.exp(r.normal(-3, 2, n))),
 }
+ENOUGH = np.array([True])
 TWO: dict[str, Draw] = {
     "normal": lambda r, n: np.concatenate([r.normal(0, 1, n * 4 // 5), r.normal(4, 1, n // 5)]),
     "beta": lambda r, n: np.concatenate([r.beta(2, 10, n * 7 // 10), r.beta(8, 3, n * 3 // 10)]),
@@ -35,7 +36,6 @@ TWO: dict[str, Draw] = {
     "confidences": lambda r, n: np.concatenate(
         [r.beta(8, 1, n * 8 // 10), r.beta(1, 5, n * 2 // 10)]
     ),
-    "two values": lambda r, n: np.repeat([0.0, 1.0], [n * 3 // 4, n // 4]),
 }
 
 
@@ -72,6 +72,21 @@ def test_groups_are_counted_as_if_alone_in_any_order_at_any_scale() -> None:
     assert moved.gain[0] == pytest.approx(still.gain[0], abs=1e-6)
 
 
+@pytest.mark.parametrize("draw", [(5, 0.8), (20, 0.5)])
+@pytest.mark.parametrize("rows", [5_000, 50_000])
+def test_counts_are_not_taken_for_components(draw: tuple[int, float], rows: int) -> None:
+    counts = np.random.default_rng(8).binomial(*draw, rows)
+    found = count_components(scaled_sample(counts.astype(float)))
+    assert np.isnan(found.gain[0])
+    assert not found.two[0]
+
+
+def test_few_rows_are_not_taken_for_two_components_by_chance() -> None:
+    x = np.random.default_rng(9).normal(size=(500, 12))
+    group = np.repeat(np.arange(500), 12)
+    assert not count_components(scaled_sample(x.ravel(), group, 500)).two.any()
+
+
 def mean_log_density(name: str, x: Any) -> float:
     """The best of a family on [0, 1], by a general optimiser and a fine integral."""
     i, j = SINGLES[name]
@@ -101,7 +116,7 @@ def mean_log_density(name: str, x: Any) -> float:
 def test_single_distributions_are_fitted_as_by_an_optimiser(name: str, monkeypatch: Any) -> None:
     x = np.random.default_rng(8).beta(2, 4, 800)
     monkeypatch.setattr(component_count, "SINGLES", {name: SINGLES[name]})
-    value, _ = component_count._best_single(scaled_sample(x, scale="none"))
+    value, _ = component_count._best_single(scaled_sample(x, scale="none"), ENOUGH)
     parameters = 1 if SINGLES[name][1] < 0 else 2
     found = value[0] + parameters * math.log(800) / 1600
     assert found == pytest.approx(mean_log_density(name, x), abs=1e-5)
@@ -110,7 +125,7 @@ def test_single_distributions_are_fitted_as_by_an_optimiser(name: str, monkeypat
 def test_the_beta_among_them_is_that_of_scipy(monkeypatch: Any) -> None:
     x = np.random.default_rng(9).beta(2, 4, 800)
     monkeypatch.setattr(component_count, "SINGLES", {"beta": SINGLES["beta"]})
-    value, _ = component_count._best_single(scaled_sample(x, scale="none"))
+    value, _ = component_count._best_single(scaled_sample(x, scale="none"), ENOUGH)
     a, b, _, _ = stats.beta.fit(x, floc=0, fscale=1)
     assert value[0] + math.log(800) / 800 == pytest.approx(
         stats.beta.logpdf(x, a, b).mean(), abs=1e-5
@@ -120,6 +135,6 @@ def test_the_beta_among_them_is_that_of_scipy(monkeypatch: Any) -> None:
 def test_a_u_shape_is_no_single_component(monkeypatch: Any) -> None:
     x = np.random.default_rng(10).beta(0.3, 0.3, 800)
     monkeypatch.setattr(component_count, "SINGLES", {"beta": SINGLES["beta"]})
-    assert component_count._best_single(scaled_sample(x, scale="none"))[0][0] == -math.inf
+    assert component_count._best_single(scaled_sample(x, scale="none"), ENOUGH)[0][0] == -math.inf
     monkeypatch.undo()
     assert count_components(scaled_sample(x)).two[0]

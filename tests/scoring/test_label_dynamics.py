@@ -132,7 +132,7 @@ SLOW: list[tuple[str, dict[str, Any], str, Callable[[Seen, int], float]]] = [
 
 @st.composite
 def dynamics(draw: Any) -> list[list[Run]]:
-    runs, epochs = draw(st.integers(1, 3)), draw(st.integers(2, 6))
+    runs, epochs = draw(st.integers(1, 3)), draw(st.integers(3, 6))
     rows = draw(st.integers(1, 6))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
 
@@ -201,6 +201,11 @@ def test_a_broken_record_leaves_no_count(name: str) -> None:
     found = scores(name, given)[name]
     assert found[0] is None
     assert found[1] is not None
+
+
+def test_more_epochs_running_than_there_are_is_told() -> None:
+    with pytest.raises(UserError, match="no row can be right 4 epochs running in 3"):
+        scores("late_stopping", simple(correct=[[1, 1, 1]]), k=4)
 
 
 def test_aum_leaves_epochs_out_at_both_ends() -> None:

@@ -210,11 +210,13 @@ def test_scores_without_two_values_are_kept(scores: Any, kept: list[int], kind: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_values_are_cut_between_them(kind: str) -> None:
+def test_two_values_are_cut_between_them_if_forced(kind: str) -> None:
     scores = [0.0] * 60 + [1.0] * 40
-    kept, _, _ = select(MixtureThreshold(by="m", distribution=kind), scores, [None] * 100)
-    assert kept == list(range(60))
-    stage = MixtureThreshold(by="m", distribution=kind, noisy="low")
+    stage = MixtureThreshold(by="m", distribution=kind)
+    assert select(stage, scores, [None] * 100)[0] == list(range(100))
+    stage = stage.model_copy(update={"one_component": "cut"})
+    assert select(stage, scores, [None] * 100)[0] == list(range(60))
+    stage = stage.model_copy(update={"noisy": "low"})
     assert select(stage, scores, [None] * 100)[0] == list(range(60, 100))
 
 

@@ -252,3 +252,9 @@ def test_the_ledger_keeps_the_votes(tmp_path: Path) -> None:
     assert wrong[gone].mean() > 0.75
     rules = lost.select(pl.col("rules").list.eval(pl.element().struct.field("rule")))["rules"]
     assert {"a", "b", "noise_model"} <= {rule for row in rules.to_list() for rule in row}
+
+
+def test_a_detector_may_not_go_by_the_name_of_the_noise_model(tmp_path: Path) -> None:
+    table, _ = corpus(20)
+    with pytest.raises(UserError, match="'noise_model' is the name of the fitted noise model"):
+        scored(tmp_path, table, detectors={"noise_model": "high"})

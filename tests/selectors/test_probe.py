@@ -238,7 +238,8 @@ def test_more_classes_than_memory(tmp_path: Path) -> None:
     [
         ({"threshold_runs": 1}, "with one run its threshold samples have no score"),
         ({"threshold_runs": 9}, r"9 runs with 10 threshold samples each need 90 rows"),
-        ({"learning_rate": 1e30}, "beyond all bounds"),
+        ({"learning_rate": 1e38, "weight_decay": 0}, "beyond all bounds"),
+        ({"weight_decay": 5000}, "times the learning rate it must be below 1"),
         ({"hidden": []}, "hidden"),
         ({"embedding": "vectors"}, "vectors"),
     ],

@@ -23,7 +23,11 @@ def dynamics(
         Path | None, typer.Option(help="Parquet file for the scores, by row_id.")
     ] = None,
     skip_epochs: Annotated[
-        int, typer.Option(min=0, help="Epochs at the beginning that do not count.")
+        int,
+        typer.Option(
+            min=0,
+            help="Epochs at the beginning that do not count; the stage `aum` leaves out one.",
+        ),
     ] = 0,
     until: Annotated[
         int | None, typer.Option(min=1, help="Epochs after which none counts; all if not given.")

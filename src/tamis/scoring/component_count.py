@@ -31,8 +31,9 @@ from tamis.storage.kernels import KERNEL, Int64s
 
 #: Scores of a group that are looked at: its quantiles at even steps.
 MOST_SCORES = 4096
-#: Fewer scores, on a scale that may leave some out, say nothing of components.
-LEAST_SCORES = 10
+#: Fewer different scores say nothing of components: few rows look like two groups by chance, and
+#: counts, such as the epochs in which a row was right, like a peak at every number.
+LEAST_SCORES = 50
 #: Gain of two components over one, nats a row: what a model that is only nearly right may gain on
 #: many rows is no reason to cut. Chosen by measurement, see docs/mixture-thresholds.md.
 LEAST_GAIN = 0.01
@@ -67,7 +68,7 @@ class Components:
     Attributes:
         gain: float64, nats a row by which the best pair describes the scores better than the best
             single distribution, BIC's penalty for its parameters taken off; -inf where no pair has
-            two places. nan for a group of fewer than `LEAST_SCORES`, or without two different ones.
+            two places. nan for a group of fewer than `LEAST_SCORES` different ones.
         single: name of the best single distribution, a key of `SINGLES`.
     """
 
@@ -94,19 +95,21 @@ def count_components(sample: Sample) -> Components:
     """
     groups = len(sample.begin)
     x, group = _thinned(sample)
+    new = np.r_[True, (x[1:] != x[:-1]) | (group[1:] != group[:-1])][: len(x)]
+    different = np.bincount(group[new], minlength=groups)
     gain, best = np.full(groups, np.nan), np.zeros(groups, np.int64)
     scales = dict.fromkeys(scale for _, scale in PAIRS)
     for scale in scales:
         scaled = scaled_sample(x, group, groups, scale)
         rows = scaled.rows.astype(np.float64)
-        one, which = _best_single(scaled)
+        one, which = _best_single(scaled, different >= LEAST_SCORES)
         for kind, on in PAIRS:
             if on == scale:
                 pair = converged_mixtures(scaled, kind)
                 with np.errstate(invalid="ignore", divide="ignore"):
                     two = _mean_log_density(pair) - _penalty(_PARAMETERS, rows)
                     found = np.where(pair.apart(), two - one, -np.inf)
-                found[np.isnan(pair.mean[:, 0]) | (rows < LEAST_SCORES)] = np.nan
+                found[np.isnan(pair.mean[:, 0]) | (different < LEAST_SCORES)] = np.nan
                 better = ~(found <= gain) & ~np.isnan(found)
                 gain[better], best[better] = found[better], which[better]
     names = list(SINGLES)
@@ -156,8 +159,10 @@ def _features(x: Float64s) -> Float64s:
     return np.stack([x, x * x, low, low * low, high, high * high])
 
 
-def _best_single(sample: Sample) -> tuple[Float64s, Int64s]:
-    """By group the best single distribution's mean log-density less its penalty, and its number."""
+def _best_single(sample: Sample, enough: npt.NDArray[np.bool_]) -> tuple[Float64s, Int64s]:
+    """By group the best single distribution's mean log-density less its penalty, and its number;
+    nan for groups without enough scores.
+    """
     # Integrals over x are sums over even steps of log(x / (1 - x)), which are dense at both ends.
     edge = math.log((1 - MARGIN) / MARGIN)
     step = 2 * edge / _NODES
@@ -166,7 +171,7 @@ def _best_single(sample: Sample) -> tuple[Float64s, Int64s]:
     groups = len(sample.begin)
     best, which = np.full(groups, np.nan), np.zeros(groups, np.int64)
     mean = np.full((groups, 6), np.nan)
-    for number in np.flatnonzero(sample.rows >= LEAST_SCORES):
+    for number in np.flatnonzero(enough & (sample.rows > 0)):
         mine = sample.x[sample.begin[number] : sample.end[number]]
         mean[number] = _features(np.clip(mine, MARGIN, 1 - MARGIN)).mean(axis=1)
     _best(_features(x), x * (1 - x) * step, families, mean, sample.rows, best, which)

@@ -414,6 +414,11 @@ class LateStopping(OfDynamics):
 
     def values(self, batch: pa.RecordBatch) -> Sequence[Float64s]:
         runs = self.runs(batch)
+        if self.k > runs.epochs and runs.updates.any():
+            raise UserError(
+                f"{self.stage}: no row can be right {self.k} epochs running in {runs.epochs}",
+                mend="set `k` lower, or record more epochs",
+            )
         by_run = [
             first_learnt(runs["correct"][r], runs.updates[r], self.k) for r in range(len(runs))
         ]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
-from tamis.scoring.component_count import Components, count_components
+from tamis.scoring.component_count import LEAST_SCORES, Components, count_components
 from tamis.scoring.component_fits import (
     PUBLISHED_SCALE,
     End,
@@ -39,6 +39,7 @@ TOLD_GROUPS = 100
 
 TWO = "two components"
 ONE_VALUE = "fewer than two different scores to fit"
+FEW = f"fewer than {LEAST_SCORES} different scores to tell components by"
 ONE = "one component would do"
 NOT_APART = "the two fitted components are not apart"
 OneComponent = Literal["keep", "error", "cut"]
@@ -167,10 +168,11 @@ class OfMixture(TableOperator):
         mixtures = fit_mixtures(sample, kind)
         components = count_components(sample)
         fit = ~np.isnan(mixtures.mean[:, 0])
-        found = [
-            ONE_VALUE if not there else ONE if not two else TWO if apart else NOT_APART
-            for there, two, apart in zip(fit, components.two, mixtures.apart(), strict=True)
-        ]
+        found = np.select(
+            [~fit, np.isnan(components.gain), ~components.two, ~mixtures.apart()],
+            [ONE_VALUE, FEW, ONE, NOT_APART],
+            TWO,
+        ).tolist()
         cut = fit if self.one_component == "cut" else np.array([why == TWO for why in found])
         if self.one_component == "error" and not cut.all():
             number = int(np.flatnonzero(~cut)[0])

@@ -1,12 +1,12 @@
 """What several detectors together say of a label: how probably it is wrong, and who says so."""
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tamis.scoring.column_scorer import vectors
 from tamis.scoring.label_noise import fit_noise
@@ -170,6 +170,15 @@ class LabelConsensus(TableScorer):
         "Carlini et al. 2019, Distribution density, tails, and outliers in machine learning (mean "
         "rank); Dawid and Skene 1979; Northcutt et al. 2021, Confident learning"
     )
+
+    @model_validator(mode="after")
+    def _own_name(self) -> Self:
+        if NOISE_MODEL in self.detectors:
+            raise ValueError(
+                f"detectors: {NOISE_MODEL!r} is the name of the fitted noise model; give the "
+                "column another"
+            )
+        return self
 
     @property
     def fits(self) -> bool:

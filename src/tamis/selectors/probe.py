@@ -102,6 +102,15 @@ class Probe(TableScorer):
             )
         return self
 
+    @model_validator(mode="after")
+    def _decays(self) -> Self:
+        if self.learning_rate * self.weight_decay >= 1:
+            raise ValueError(
+                "weight_decay: times the learning rate it must be below 1, as every step takes "
+                "that share of the weights"
+            )
+        return self
+
     @property
     def runs(self) -> int:
         """Trainings that are recorded."""
