@@ -508,12 +508,34 @@ def test_a_file_of_an_epoch_is_cut_at_the_step_of_a_restart(tmp_path: Path) -> N
     made = DynamicsRecorder(tmp_path)
     with made.epoch(0):
         record_steps(made, range(10))
-        made.record([99], [[0.0, 1.0]], [1])  # of no known step
     with DynamicsRecorder(tmp_path).epoch(0, step=7) as again:
         record_steps(again, range(7, 9))
     assert names(made) == ["epoch-00000.parquet", "epoch-00000.window-00001.parquet"]
     assert sorted(set(read(made)["step"])) == list(range(9))
     assert find_dynamics(str(tmp_path)).files[0].sorted
+
+
+@pytest.mark.parametrize("column", [True, False])
+def test_records_of_no_known_step_are_not_dropped_by_a_restart(
+    tmp_path: Path, column: bool
+) -> None:
+    made = DynamicsRecorder(tmp_path)
+    for epoch in range(2):
+        made.start_epoch(epoch)
+        made.record([1, 2], [[0.0, 1.0]] * 2, [0, 1])
+        made.flush()
+    if not column:  # as other writers may leave it out
+        path = made.files()[0]
+        pq.write_table(pq.read_table(path).drop_columns(["step"]), path)
+    again = DynamicsRecorder(tmp_path)
+    with pytest.raises(UserError, match="before step 1: 2 records have no step; begin the epoch"):
+        again.start_epoch(0, step=1)
+    with pytest.raises(UserError, match="no epoch has begun"):
+        again.record([3], [[0.0, 1.0]], [1], step=1)
+    assert [pq.read_table(path)["row_id"].to_pylist() for path in made.files()] == [[1, 2]] * 2
+    with again.epoch(0):
+        again.record([3], [[0.0, 1.0]], [1], step=0)
+    assert read(again)["row_id"].to_list() == [3]
 
 
 TRAINING = """

@@ -18,6 +18,7 @@ from tamis.storage.dynamics_files import (
     keep_steps_before,
     record_files,
     remove_leftovers,
+    require_steps,
 )
 from tamis.storage.errors import UserError
 from tamis.storage.places import Place, place_errors, place_of
@@ -135,7 +136,8 @@ class DynamicsRecorder:
                 recorded of it before that step stays. If None, the epoch begins anew.
 
         Raises:
-            UserError: if the number is negative.
+            UserError: if the number is negative, or if training goes on within an epoch some of
+                whose records have no step.
         """
         if number < 0:
             raise UserError(f"epoch: expected at least 0, found {number}")
@@ -143,6 +145,10 @@ class DynamicsRecorder:
         self._rank, self._world = process_rank()
         if self._given_rank is not None:
             self._rank, self._world = self._given_rank, None
+        if step is not None:
+            for file in record_files(self.folder):
+                if file.epoch == number and self._owns(file):
+                    require_steps(self.folder / file.name, step)
         self._open(number, step)
 
     def end_epoch(self) -> None:
@@ -188,7 +194,8 @@ class DynamicsRecorder:
                 has one), an array or lists. Raw outputs, not probabilities; their number may
                 change from one batch to another.
             labels: ``(n,)`` integers.
-            step: updates of the model before this batch.
+            step: updates of the model before this batch; needed to go on within the epoch after a
+                restart.
 
         Raises:
             UserError: where these do not fit together, or no epoch has begun. Labels on a device
