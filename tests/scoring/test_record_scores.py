@@ -230,6 +230,19 @@ def test_skipped_epochs_from_the_command(tmp_path: Path) -> None:
     assert_slow(pl.read_parquet(out), table.filter(pl.col("epoch").is_between(1, 3)))
 
 
+@pytest.mark.parametrize("out", [".", "made"])
+def test_a_folder_is_no_place_for_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    made(tmp_path / "in", 10, 1)
+    import_logits(str(tmp_path / "in"), str(tmp_path / "records"))
+    (tmp_path / "made").mkdir()
+    monkeypatch.chdir(tmp_path)
+    said = CliRunner().invoke(app, ["dynamics", "records", "--out", out])
+    assert isinstance(said.exception, tamis.UserError | SystemExit)
+    assert "found a folder; name a file in it" in said.output + str(said.exception)
+
+
 def test_logits_are_kept_where_asked_for(tmp_path: Path) -> None:
     table = made(tmp_path / "in", 10, 2)
     import_logits(str(tmp_path / "in"), str(tmp_path / "records"), keep_logits=True)
