@@ -230,6 +230,19 @@ def test_skipped_epochs_from_the_command(tmp_path: Path) -> None:
     assert_slow(pl.read_parquet(out), table.filter(pl.col("epoch").is_between(1, 3)))
 
 
+@pytest.mark.parametrize("out", [".", "made"])
+def test_a_folder_is_no_place_for_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    made(tmp_path / "in", 10, 1)
+    import_logits(str(tmp_path / "in"), str(tmp_path / "records"))
+    (tmp_path / "made").mkdir()
+    monkeypatch.chdir(tmp_path)
+    said = CliRunner().invoke(app, ["dynamics", "records", "--out", out])
+    assert isinstance(said.exception, tamis.UserError | SystemExit)
+    assert "found a folder; name a file in it" in said.output + str(said.exception)
+
+
 def test_logits_are_kept_where_asked_for(tmp_path: Path) -> None:
     table = made(tmp_path / "in", 10, 2)
     import_logits(str(tmp_path / "in"), str(tmp_path / "records"), keep_logits=True)
@@ -248,6 +261,9 @@ def test_logits_are_kept_where_asked_for(tmp_path: Path) -> None:
         ({"logits": None}, "no 'logits' in line 3"),
         ({"row_id": None}, "no 'row_id' in line 3"),
         ({"logits": [1.0, 2.0, 3.0]}, "3 logits in line 3, 2 in line 1"),
+        ({"epoch": -1}, "parquet: epoch -1 in line 3: epochs are from 0"),
+        ({"epoch": 2**31}, "epoch 2147483648 in line 3"),
+        ({"label": 2**40}, "label 1099511627776"),
     ],
 )
 def test_logits_that_are_refused(tmp_path: Path, row: dict[str, Any], says: str) -> None:
@@ -259,6 +275,89 @@ def test_logits_that_are_refused(tmp_path: Path, row: dict[str, Any], says: str)
     with pytest.raises(tamis.UserError, match=says):
         import_logits(str(source), str(tmp_path / "records"))
     assert not list((tmp_path / "records").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "says"),
+    [
+        ("row_id", [[1], [2]], "row_id in line 1: expected integers or strings, found .*list"),
+        ("row_id", [b"a", b"b"], "row_id in line 1: expected integers or strings, found .*binary"),
+        ("row_id", [1.0, 2.5], "row_id in line 2: expected integers or strings, found 2.5"),
+        ("row_id", [1, 2**63], "row_id in line 2: .* found 9223372036854775808"),
+        ("epoch", ["0", "last"], "epoch in line 1: expected whole numbers, found .*string"),
+        ("epoch", [0.0, 0.5], "epoch in line 2: expected whole numbers, found 0.5"),
+        ("epoch", [0.0, math.nan], "epoch in line 2: expected whole numbers, found nan"),
+        ("step", [None, "b"], "step in line 1: expected whole numbers, found .*string"),
+        ("step", [None, 0.5], "step in line 2: expected whole numbers, found 0.5"),
+        ("label", [0.0, 0.5], "label in line 2: expected whole numbers, found 0.5"),
+        ("label", [[0], [1]], "label in line 1: expected whole numbers, found .*list"),
+        ("label", ["no", "yes"], "label in line 1 is 'no'.*--classes a,b,c"),
+    ],
+)
+def test_columns_of_other_types_are_refused(
+    tmp_path: Path, column: str, values: list[Any], says: str
+) -> None:
+    large = column == "row_id" and 2**63 in values
+    given = pl.Series(column, values, dtype=pl.UInt64 if large else None)
+    table = pl.DataFrame({"row_id": [1, 2], "epoch": 0, "logits": [[1.0, 2.0]] * 2, "label": 1})
+    table.with_columns(given).write_parquet(tmp_path / "logged.parquet")
+    with pytest.raises(tamis.UserError, match=f"logged.parquet: {says}"):
+        import_logits(str(tmp_path / "logged.parquet"), str(tmp_path / "records"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([1, 0, 1], None),
+        ([1.0, 0.0, 1.0], None),
+        ([True, False, True], None),
+        (["yes", "no", "yes"], "no,yes"),
+        ([20, 3, 20], "3,20"),
+        ([20.0, 3.0, 20.0], "3,20"),
+        ([True, False, True], "false,true"),
+    ],
+)
+def test_labels_as_numbers_or_as_names(tmp_path: Path, labels: Any, classes: str | None) -> None:
+    rows = [
+        {"row_id": n, "epoch": 0.0, "logits": [float(n), 2.0], "label": label}
+        for n, label in enumerate(labels)
+    ]
+    source = logged(tmp_path / "in", rows)
+    command = ["import-dynamics", str(source), str(tmp_path / "records")]
+    said = CliRunner().invoke(app, command + (["--classes", classes] if classes else []))
+    assert said.exit_code == 0, said.output
+    found = pl.read_parquet(tmp_path / "records/run-0/epoch-00000.parquet")
+    assert found["label"].to_list() == [1, 0, 1]
+    assert found["label_logit"].to_list() == [2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("classes", "says"),
+    [
+        (["no", "maybe"], "label in line 1 is 'yes', which is none of the classes no, maybe"),
+        (["no", "yes", "maybe"], "2 logits in line 1, 3 classes are named"),
+        (["no", "no"], "one is named twice"),
+    ],
+)
+def test_names_that_are_not_those_of_the_logits(
+    tmp_path: Path, classes: list[str], says: str
+) -> None:
+    source = logged(
+        tmp_path / "in", [{"row_id": 1, "epoch": 0, "logits": [1.0, 2.0], "label": "yes"}]
+    )
+    with pytest.raises(tamis.UserError, match=says):
+        import_logits(str(source), str(tmp_path / "records"), classes=classes)
+
+
+def test_lines_with_nan_among_whole_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "dynamics_epoch_0.jsonl"
+    line = '{"guid": %s, "logits_epoch_0": [1, %s], "gold": 0}\n'
+    path.write_text(line % (1, 2) + line % (2, "NaN"))
+    import_logits(str(path), str(tmp_path / "records"))
+    assert tamis.dynamics(tmp_path / "records")["aum"].to_list() == [-1, None]
+    path.write_text(line % (1, 2) + line % ('"b"', "NaN"))
+    with pytest.raises(tamis.UserError, match="line 2"):
+        import_logits(str(path), str(tmp_path / "mixed"))
 
 
 def test_lines_that_are_no_json(tmp_path: Path) -> None:

@@ -208,6 +208,7 @@ def test_a_batch_of_one_is_recorded(tmp_path: Path, ids: Any, logits: Any, label
         ([None], [[1.0, 2.0]], [1], "row ids of type null"),
         ([1, "a"], [[1.0, 2.0]] * 2, [1, 1], "row ids"),
         ([2**63], [[1.0, 2.0]], [1], "row ids"),
+        ([1], np.complex64([[1.0, 2.0]]), [1], "logits of type .*complex64; expected real"),
     ],
 )
 def test_what_does_not_fit_is_told(
@@ -221,6 +222,30 @@ def test_what_does_not_fit_is_told(
         made.record(ids, logits, labels)
     with pytest.raises(UserError, match="no epoch has begun"):
         made.record([1], [[0.0, 1.0]], [1])
+
+
+@pytest.mark.parametrize(
+    ("logits", "words"),
+    [
+        ([[1.0, 2.0], [1.0]], "no rows of as many numbers each"),
+        ([["1", "2"], ["3", "4"]], "logits of type <U1; expected real numbers"),
+        ([[1.0, object()]] * 2, "no rows of as many numbers each"),
+    ],
+)
+def test_lists_that_are_no_logits_are_told(tmp_path: Path, logits: Any, words: str) -> None:
+    made = DynamicsRecorder(tmp_path)
+    with made.epoch(0), pytest.raises(UserError, match=words):
+        made.record([1, 2], logits, [0, 1])
+
+
+def test_an_empty_batch_is_nothing(tmp_path: Path, library: str) -> None:
+    made = DynamicsRecorder(tmp_path)
+    given = torch.tensor if library != "arrays" else list
+    with made.epoch(0):
+        made.record([], given([]), given([]))
+        made.record([7], [[0.0, 1.0]], [1])
+        made.record([], np.zeros((0, 2)), [])
+    assert read(made)["row_id"].to_list() == [7]
 
 
 def test_ids_of_two_types_are_refused(tmp_path: Path) -> None:
@@ -508,12 +533,34 @@ def test_a_file_of_an_epoch_is_cut_at_the_step_of_a_restart(tmp_path: Path) -> N
     made = DynamicsRecorder(tmp_path)
     with made.epoch(0):
         record_steps(made, range(10))
-        made.record([99], [[0.0, 1.0]], [1])  # of no known step
     with DynamicsRecorder(tmp_path).epoch(0, step=7) as again:
         record_steps(again, range(7, 9))
     assert names(made) == ["epoch-00000.parquet", "epoch-00000.window-00001.parquet"]
     assert sorted(set(read(made)["step"])) == list(range(9))
     assert find_dynamics(str(tmp_path)).files[0].sorted
+
+
+@pytest.mark.parametrize("column", [True, False])
+def test_records_of_no_known_step_are_not_dropped_by_a_restart(
+    tmp_path: Path, column: bool
+) -> None:
+    made = DynamicsRecorder(tmp_path)
+    for epoch in range(2):
+        made.start_epoch(epoch)
+        made.record([1, 2], [[0.0, 1.0]] * 2, [0, 1])
+        made.flush()
+    if not column:  # as other writers may leave it out
+        path = made.files()[0]
+        pq.write_table(pq.read_table(path).drop_columns(["step"]), path)
+    again = DynamicsRecorder(tmp_path)
+    with pytest.raises(UserError, match="before step 1: 2 records have no step; begin the epoch"):
+        again.start_epoch(0, step=1)
+    with pytest.raises(UserError, match="no epoch has begun"):
+        again.record([3], [[0.0, 1.0]], [1], step=1)
+    assert [pq.read_table(path)["row_id"].to_pylist() for path in made.files()] == [[1, 2]] * 2
+    with again.epoch(0):
+        again.record([3], [[0.0, 1.0]], [1], step=0)
+    assert read(again)["row_id"].to_list() == [3]
 
 
 TRAINING = """
@@ -734,6 +781,17 @@ def test_what_is_no_number_of_a_run_is_told(tmp_path: Path) -> None:
             DynamicsRecorder(tmp_path, **wrong)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="epoch: expected at least 0"):
         DynamicsRecorder(tmp_path).start_epoch(-1)
+    for wrong in ({"run": "1"}, {"rank": "0"}, {"window": 1.5}):
+        with pytest.raises(UserError, match="expected a whole number, found"):
+            DynamicsRecorder(tmp_path, **wrong)  # type: ignore[arg-type]
+    made = DynamicsRecorder(tmp_path, np.int64(2))
+    for epoch in ("0", 0.5):
+        with pytest.raises(UserError, match="epoch: expected a whole number"):
+            made.start_epoch(epoch)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="step: expected a whole number"):
+        made.start_epoch(0, step=0.5)  # type: ignore[arg-type]
+    with made.epoch(np.int64(3)), pytest.raises(UserError, match="step: expected at least 0"):
+        made.record([1], [[0.0, 1.0]], [1], step=-1)
 
 
 def test_the_log_is_quiet_where_nothing_is_lost(

@@ -1,5 +1,7 @@
 """The recorder within the training loops of transformers, Lightning and scikit-learn."""
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -403,6 +405,14 @@ def test_lightning_without_logits_or_ids_is_told(tmp_path: Path) -> None:
     callback = tamis.DynamicsCallback(DynamicsRecorder(tmp_path), row_id="id")
     with pytest.raises(UserError, match="a batch has no 'id'"):
         fit(tmp_path, module, loader, callback)
+
+
+def test_lightning_that_is_not_installed_is_told() -> None:
+    code = "import sys; sys.modules.update(lightning=None, pytorch_lightning=None)\n"
+    code += "import tamis; tamis.DynamicsCallback"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    line = "needs the package lightning, which is not installed; pip install lightning"
+    assert line in said.stderr.splitlines()[-1]
 
 
 # scikit-learn

@@ -27,11 +27,18 @@ def corpus(folder: Path, ids: Any, texts: list[str] | None = None) -> Path:
     return path
 
 
-def run(folder: Path, path: Path, where: Any, **roles: str) -> pl.DataFrame:
+def run(folder: Path, path: Path, where: Any, unmatched: float = 0.5, **roles: str) -> pl.DataFrame:
     result = tamis.run(
         {
             "corpus": {"path": str(path), "roles": {"text": "text", **roles}},
-            "stages": [{"operator": "training_dynamics", "name": "t", "path": where}],
+            "stages": [
+                {
+                    "operator": "training_dynamics",
+                    "name": "t",
+                    "path": where,
+                    "unmatched": unmatched,
+                }
+            ],
             "workspace": str(folder / "work"),
         }
     )
@@ -56,14 +63,13 @@ def test_columns_are_the_records_of_the_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, passes: int
 ) -> None:
     """In the order of the corpus, copies alike, over several passes; nothing where none are."""
-    monkeypatch.setattr(training_dynamics, "BATCH_ROWS", 300 // passes)
-    monkeypatch.setattr(training_dynamics, "_PASS_BYTES", 1)
+    monkeypatch.setattr(training_dynamics, "_PASS_BYTES", 6 * 33 * (300 // passes))
     random = np.random.default_rng(3)
     ids = [kind(v) for v in random.integers(0, 400, 300)]
     for number in range(2):
         recorded(tmp_path / "dynamics", [kind(v) for v in range(0, 400, 2)], number, seed=number)
     path = corpus(tmp_path, ids, [f"text {row_id}" for row_id in ids])
-    found = run(tmp_path, path, str(tmp_path / "dynamics"), id="name")
+    found = run(tmp_path, path, str(tmp_path / "dynamics"), unmatched=1, id="name")
     known, columns = read(tmp_path / "dynamics")
     at = {row_id: n for n, row_id in enumerate(known)}
     place = np.array([at.get(row_id, -1) for row_id in ids])
@@ -176,6 +182,121 @@ def test_no_row_with_records(tmp_path: Path, ids: Any, roles: dict[str, str], sa
     recorded(tmp_path / "dynamics", range(20))
     with pytest.raises(tamis.UserError, match=says):
         run(tmp_path, corpus(tmp_path, ids), str(tmp_path / "dynamics"), **roles)
+
+
+@pytest.mark.parametrize("kind", [int, lambda v: f"r{v:05d}"], ids=["int", "text"])
+def test_a_few_ids_that_match_by_accident_are_no_join(tmp_path: Path, kind: Any) -> None:
+    recorded(tmp_path / "dynamics", [kind(v) for v in range(200)], epochs=6)
+    path = corpus(tmp_path, [kind(v) for v in range(195, 1195)])
+    where = str(tmp_path / "dynamics")
+    with pytest.raises(tamis.UserError, match=r"only 5 of 1,000 rows have records.*allows 50%"):
+        run(tmp_path, path, where, id="name")
+    found = run(tmp_path, path, where, unmatched=0.995, id="name")
+    assert sum(sum(row) > 0 for row in found["t_updates"].to_list()) == 5
+
+
+def test_row_ids_are_made_where_the_id_column_is_not_what_records_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    hex_ids = training_dynamics.hex_ids
+
+    def counted(*halves: Any) -> Any:
+        made.append(halves)
+        return hex_ids(*halves)
+
+    monkeypatch.setattr(training_dynamics, "hex_ids", counted)
+    recorded(tmp_path / "dynamics", [f"n{v}" for v in range(12)])
+    path = corpus(tmp_path, [f"n{v}" for v in range(12)])
+    run(tmp_path, path, str(tmp_path / "dynamics"), id="name")
+    assert not made
+    with pytest.raises(tamis.UserError, match="none of the 12 rows"):
+        run(
+            tmp_path,
+            corpus(tmp_path, [f"m{v}" for v in range(12)]),
+            str(tmp_path / "dynamics"),
+            id="name",
+        )
+    assert made
+
+
+def test_memory_is_bounded_however_many_the_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is held of a pass and of what is written, with a thousand logits a row."""
+    rows = [
+        {"row_id": n, "epoch": e, "logits": [float(n), *[0.0] * 999], "label": 0}
+        for e in range(2)
+        for n in range(50)
+    ]
+    pl.DataFrame(rows).write_parquet(tmp_path / "logged.parquet")
+    import_logits(str(tmp_path / "logged.parquet"), str(tmp_path / "d"), keep_logits=True)
+    width = 2 * (33 + 4000)
+    monkeypatch.setattr(training_dynamics, "_PASS_BYTES", 7 * width)
+    passes = []
+    of_rows = training_dynamics.TrainingDynamics._of_rows
+
+    def counted(self: Any, rows: int, *others: Any) -> Any:
+        passes.append(rows)
+        return of_rows(self, rows, *others)
+
+    monkeypatch.setattr(training_dynamics.TrainingDynamics, "_of_rows", counted)
+    stage = {"operator": "training_dynamics", "path": str(tmp_path / "d"), "logits": True}
+    result = tamis.run(
+        {
+            "corpus": {
+                "path": str(corpus(tmp_path, list(range(50))[::-1])),
+                "roles": {"text": "text", "id": "name"},
+            },
+            "stages": [stage],
+            "workspace": str(tmp_path / "work"),
+        }
+    )
+    assert passes == [7] * 7 + [1]
+    found = tamis.sql(result, "SELECT training_dynamics_logits AS z FROM scores ORDER BY row")
+    assert [z[0] for z in found["z"].to_list()] == list(range(50))[::-1]
+    several = training_dynamics.TrainingDynamics(path=str(tmp_path / "d"), logits=True)
+    plain = training_dynamics.TrainingDynamics(path=str(tmp_path / "d"))
+    # At least 256 rows of each file are read ahead, and then as many more.
+    assert several.memory(0, 0) >= 512 * width > plain.memory(0, 0)
+
+
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+def test_records_that_change_while_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Nothing of them is stored under the digest of what was there before."""
+    folder = tmp_path / "dynamics"
+    recorded(folder, range(20), seed=1)
+    path = corpus(tmp_path, list(range(20)))
+    read_blocks = training_dynamics.read_blocks
+
+    def changed(records: Any, columns: Any, **options: Any) -> Any:
+        yield from read_blocks(records, columns, **options)
+        if columns and change == "replaced":
+            recorded(folder, range(20), seed=2)
+        elif columns:
+            (folder / "run-0/epoch-00002.parquet").unlink()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training_dynamics, "read_blocks", changed)
+        with pytest.raises(tamis.RunError, match="changed while they were read"):
+            run(tmp_path, path, str(folder), id="name")
+    assert not list(tmp_path.glob("work/scores/training_dynamics/**/*.parquet"))
+
+
+@pytest.mark.parametrize("theirs", [True, False])
+def test_ids_that_are_too_large(tmp_path: Path, theirs: bool) -> None:
+    large = pl.Series([1, 2**63], dtype=pl.UInt64)
+    recorded(tmp_path / "dynamics", range(20))
+    path = corpus(tmp_path, [0, 1] if theirs else large)
+    if theirs:
+        file = tmp_path / "dynamics/run-0/epoch-00000.parquet"
+        row = pl.read_parquet(file).head(2).with_columns(row_id=large)
+        row.write_parquet(file)
+    where = "epoch-00000" if theirs else "the corpus"
+    with pytest.raises(tamis.UserError, match=f"{where}.*below 2.*63, found 9223372036854775808"):
+        run(tmp_path, path, str(tmp_path / "dynamics"), id="name")
 
 
 def test_a_pinned_digest(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def assert_equals_slow(got: tuple[list[Any], dict[str, Any]], files: list[Any], 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many blocks and many sorted runs from little data."""
     monkeypatch.setattr(epochs, "_MOST_ROWS", 40)
-    monkeypatch.setattr(epochs, "_LEAST_ROWS", 16)
+    monkeypatch.setattr(epochs, "LEAST_ROWS", 16)
     monkeypatch.setattr(epochs, "_AHEAD_BYTES", 1)
     monkeypatch.setattr(epochs, "_BLOCK_ROWS", 7)
     monkeypatch.setattr(epochs, "_FEWEST_ROWS", 1)

@@ -124,13 +124,20 @@ def import_dynamics(
         str, typer.Argument(metavar="IN", help="Table or folder of logits by row and epoch.")
     ],
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="For the training records.")],
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,C", help="Names of the logits in their order, where labels are names."
+        ),
+    ] = None,
     keep_logits: Annotated[bool, typer.Option("--logits", help="Keep all logits.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make training records of the logits that another tool has logged."""
     from tamis.scoring.logged_logits import import_logits
 
-    counts = import_logits(source, folder, keep_logits=keep_logits)
+    names = None if classes is None else classes.split(",")
+    counts = import_logits(source, folder, classes=names, keep_logits=keep_logits)
     if as_json:
         print(json.dumps(counts))
         return

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from tamis.scoring.record_scores import SCORES, Account, score_fields, score_records
 from tamis.storage.dynamics import Dynamics, find_dynamics
+from tamis.storage.errors import UserError
 from tamis.storage.files import whole_file
 
 #: Batches of scores that make a row group of their file.
@@ -33,7 +34,16 @@ def scores_of(
 
     Args:
         out: Parquet file for the scores, which then are not held: the table is empty.
+
+    Raises:
+        UserError: if `out` is a folder, or the records cannot be read.
     """
+    if out is not None and out.is_dir():
+        raise UserError(
+            "expected a file for the scores, found a folder",
+            where=str(out),
+            mend="name a file in it, such as scores.parquet",
+        )
     account = Account()
     schema = score_fields(dynamics, scores)
     batches = score_records(dynamics, account, workers or len(os.sched_getaffinity(0)), scores)

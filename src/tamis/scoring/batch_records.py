@@ -70,11 +70,15 @@ def batch_of(row_ids: Any, logits: Any, labels: Any, step: int = -1, *, keep_log
     """
     if _is_tensor(logits):
         logits = logits.detach()
+        if logits.is_complex():
+            raise _no_logits(logits.dtype)
         if logits.device.type == "cpu" and logits.numel() < _FEW:
             logits = logits.float().numpy()
     else:
-        logits = np.asarray(logits)
+        logits = _numbers(logits)
     labels = _labels(labels)
+    if logits.shape == labels.shape == (0,):
+        logits = logits.reshape(0, 2)  # a list of no rows does not say how many classes
     _check(logits.shape, labels.shape)
     logits = logits.reshape(-1, logits.shape[-1])
     labels = labels.reshape(-1)
@@ -87,6 +91,25 @@ def batch_of(row_ids: Any, logits: Any, labels: Any, step: int = -1, *, keep_log
     if isinstance(logits, np.ndarray):
         return _of_arrays(ids, logits, _on_host(labels), step, keep_logits)
     return _of_tensors(ids, logits, labels, step, keep_logits)
+
+
+def _numbers(logits: Any) -> npt.NDArray[Any]:
+    """Logits as an array of real numbers."""
+    try:
+        found = np.asarray(logits)
+        if found.dtype == object:  # of numbers, perhaps
+            found = found.astype(np.float32)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"logits are no rows of as many numbers each ({error})", mend="give (rows, classes)"
+        ) from error
+    if found.dtype.kind in "cUSmM":
+        raise _no_logits(found.dtype)
+    return found
+
+
+def _no_logits(kind: Any) -> UserError:
+    return UserError(f"logits of type {kind}; expected real numbers", mend="give (rows, classes)")
 
 
 def _check(logits: tuple[int, ...], labels: tuple[int, ...]) -> None:
@@ -108,7 +131,7 @@ def _check(logits: tuple[int, ...], labels: tuple[int, ...]) -> None:
 def _labels(labels: Any) -> Any:
     if _is_tensor(labels):
         labels = labels.detach()
-        whole = not (labels.is_floating_point() or labels.is_complex())
+        whole = not (labels.is_floating_point() or labels.is_complex()) or not labels.numel()
     else:
         labels = np.asarray(labels)
         whole = labels.dtype.kind in "iub" or not labels.size

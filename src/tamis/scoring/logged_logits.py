@@ -7,7 +7,7 @@ Read are tables with a line for every row and epoch, and the files of dataset ca
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -77,13 +77,17 @@ def table_of(
     return pa.table([pa.array(columns[name]) for name in schema.names], schema=schema)
 
 
-def import_logits(source: str, folder: str, *, keep_logits: bool = False) -> dict[str, int]:
+def import_logits(
+    source: str, folder: str, *, classes: Sequence[str] | None = None, keep_logits: bool = False
+) -> dict[str, int]:
     """Write the logits of a file or folder as training records, a file for every epoch of one run.
 
     Args:
         source: Parquet or JSON lines with the columns ``row_id`` or ``guid``, ``epoch``,
             ``logits``, ``label`` or ``gold``, and perhaps ``step``; or the files of cartography.
         folder: for the records; must not hold any.
+        classes: names of the logits, in their order, where labels are names; if None, labels are
+            places of logits, from 0.
         keep_logits: whether to keep all logits as well.
 
     Returns:
@@ -93,6 +97,8 @@ def import_logits(source: str, folder: str, *, keep_logits: bool = False) -> dic
         UserError: naming file and line, for what cannot be read, lacks a column or a value, or has
             logits of one class or a label outside of them.
     """
+    if classes is not None and len(set(classes)) < len(classes):
+        raise UserError(f"classes {', '.join(classes)}: one is named twice")
     home = place_of(folder)
     if kind_of(home) is not None and not is_empty_folder(folder):
         raise UserError("there are files already", where=shown(home), mend="name a new folder")
@@ -100,12 +106,12 @@ def import_logits(source: str, folder: str, *, keep_logits: bool = False) -> dic
     epochs: dict[int, _Epoch] = {}
     with ExitStack() as stack:
         for place in find_files(source):
-            for lines, batch in _batches(place):
+            for lines, batch in _batches(place, classes):
                 records += batch.num_rows
                 for epoch, some in _by_epoch(batch):
                     mine = batch.take(pa.array(some))
                     where = f"{shown(place)} line {lines[some[0]]}"
-                    logits = _logits(mine, lines[some], place)
+                    logits = _logits(mine, lines[some], place, classes)
                     table = _records(mine, epoch, logits, where, keep_logits)
                     if epoch not in epochs:
                         path = home / "run-0" / f"epoch-{epoch:05d}.parquet"
@@ -155,9 +161,11 @@ def _epoch_file(path: Place, epoch: int, schema: pa.Schema) -> Iterator[_Epoch]:
         out.add_key_value_metadata({FOOTER: json.dumps(told)})
 
 
-def _batches(place: Place) -> Iterator[tuple[Int64s, pa.RecordBatch]]:
-    """Numbers of a file's lines, and these with the columns row_id, label, logits and epoch, and
-    step if there is one."""
+def _batches(
+    place: Place, classes: Sequence[str] | None
+) -> Iterator[tuple[Int64s, pa.RecordBatch]]:
+    """Numbers of a file's lines, and these with the columns row_id, logits, and int64 label, epoch,
+    and step if there is one."""
     found = _parquet_batches(place) if ending(place) == ".parquet" else _json_batches(place)
     for lines, batch, columns in found:
         for name, column in columns.items():
@@ -168,7 +176,69 @@ def _batches(place: Place) -> Iterator[tuple[Int64s, pa.RecordBatch]]:
         if "epoch" not in arrays:
             (epoch,) = _EPOCH.findall(columns["logits"])
             arrays["epoch"] = pa.array(np.full(batch.num_rows, int(epoch)))
+        for name in arrays.keys() & {"epoch", "step"}:
+            arrays[name] = _integers(arrays[name], name, lines, place)
+        wrong = np.flatnonzero((np.asarray(arrays["epoch"]) >> 31) != 0)
+        if len(wrong):
+            raise UserError(
+                f"epoch {arrays['epoch'][wrong[0]]} in line {lines[wrong[0]]}: epochs are from 0",
+                where=shown(place),
+                mend="number epochs 0, 1, 2, …",
+            )
+        if not is_text(arrays["row_id"].type):
+            arrays["row_id"] = _integers(
+                arrays["row_id"], columns["row_id"], lines, place, "integers or strings"
+            )
+        arrays["label"] = _labels(arrays["label"], columns["label"], classes, lines, place)
         yield lines, pa.record_batch(arrays)
+
+
+def _integers(
+    column: pa.Array, name: str, lines: Int64s, place: Place, expected: str = "whole numbers"
+) -> pa.Array:
+    """A column of integers, whole floats or booleans as int64; nulls stay."""
+    kind, line = column.type, int(lines[0]) if len(lines) else 1
+    tests = pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null
+    if any(test(kind) for test in tests):
+        try:
+            return column.cast(pa.int64())
+        except pa.ArrowException:
+            values = np.asarray(column.fill_null(0))
+            bad = np.flatnonzero(~((values == np.trunc(values)) & (np.abs(values) < 2**63)))
+            line, found = int(lines[bad[0]]), str(values[bad[0]])
+    else:
+        found = str(kind)
+    raise UserError(
+        f"{name} in line {line}: expected {expected}, found {found}", where=shown(place)
+    )
+
+
+def _labels(
+    column: pa.Array, name: str, classes: Sequence[str] | None, lines: Int64s, place: Place
+) -> pa.Array:
+    """A column of labels as the places of their logits."""
+    if classes is None:
+        if is_text(column.type) and len(column):
+            raise UserError(
+                f"{name} in line {lines[0]} is {column[0].as_py()!r}: a name does not say which "
+                "logit is its class's",
+                where=shown(place),
+                mend="name the classes in the order of the logits: --classes a,b,c",
+            )
+        return _integers(column, name, lines, place)
+    if not (is_text(column.type) or pa.types.is_boolean(column.type)):
+        column = _integers(column, name, lines, place, "names of classes")
+    column = column.cast(pa.string())
+    found = pc.index_in(column, value_set=pa.array(classes, pa.string()))
+    if found.null_count:
+        at = int(np.flatnonzero(np.asarray(found.is_null()))[0])
+        raise UserError(
+            f"{name} in line {lines[at]} is {column[at].as_py()!r}, which is none of the classes "
+            + ", ".join(classes),
+            where=shown(place),
+            mend="name all classes, in the order of the logits",
+        )
+    return found.cast(pa.int64())
 
 
 _Lines = tuple[Int64s, pa.RecordBatch, dict[str, str]]
@@ -196,12 +266,15 @@ def _json_batches(place: Place) -> Iterator[_Lines]:
     schema = reader.schema([place], 1)
     columns = _columns(schema.names, place)
     schema = pa.schema([schema.field(name) for name in columns.values()])
+    logits = schema.field(columns["logits"])
+    if pa.types.is_list(logits.type) and pa.types.is_integer(logits.type.value_type):
+        # A line of whole numbers may have NaN beside them.
+        at = schema.get_field_index(logits.name)
+        schema = schema.set(at, logits.with_type(pa.list_(pa.float64())))
     for block in reader.blocks(place, schema):
         # Python writes NaN and Infinity, which are no JSON.
-        loose = [_loose(bad, place) for bad in block.bad]
-        table = block.rows.select(schema.names)
-        if loose:
-            table = pa.concat_tables([table, pa.Table.from_pylist(loose, schema)])
+        loose = [_loose(bad, schema, place) for bad in block.bad]
+        table = pa.concat_tables([block.rows.select(schema.names), *loose])
         lines = np.array([*block.lines.to_pylist(), *(bad.line for bad in block.bad)], np.int64)
         order = np.argsort(lines)
         for begin in range(0, len(order), _ROWS):
@@ -210,16 +283,16 @@ def _json_batches(place: Place) -> Iterator[_Lines]:
             yield lines[some], batch, columns
 
 
-def _loose(bad: BadLine, place: Place) -> dict[str, Any]:
+def _loose(bad: BadLine, schema: pa.Schema, place: Place) -> pa.Table:
     try:
         found = json.loads(bad.raw)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(
-            f"line {bad.line}: {bad.reason}", where=shown(place), mend="remove it, or mend it"
-        )
-    return found
+        if isinstance(found, dict):
+            return pa.Table.from_pylist([found], schema)
+    except (ValueError, TypeError, OverflowError, pa.ArrowException):
+        pass  # for the same reason
+    raise UserError(
+        f"line {bad.line}: {bad.reason}", where=shown(place), mend="remove it, or mend it"
+    )
 
 
 def _columns(names: list[str], place: Place) -> dict[str, str]:
@@ -237,12 +310,14 @@ def _columns(names: list[str], place: Place) -> dict[str, str]:
 
 def _by_epoch(batch: pa.RecordBatch) -> Iterator[tuple[int, Int64s]]:
     """Every epoch of a batch, and its lines in it."""
-    epoch = np.asarray(batch["epoch"].cast(pa.int64()))
+    epoch = np.asarray(batch["epoch"])
     for one in np.unique(epoch):
         yield int(one), np.flatnonzero(epoch == one)
 
 
-def _logits(batch: pa.RecordBatch, lines: Int64s, place: Place) -> npt.NDArray[np.float32]:
+def _logits(
+    batch: pa.RecordBatch, lines: Int64s, place: Place, classes: Sequence[str] | None
+) -> npt.NDArray[np.float32]:
     """The column logits as a matrix."""
     column = batch["logits"]
     lists = pa.large_list(pa.float32())
@@ -261,6 +336,12 @@ def _logits(batch: pa.RecordBatch, lines: Int64s, place: Place) -> npt.NDArray[n
             where=shown(place),
             mend="every row needs a logit for each class",
         )
+    if classes is not None and len(classes) != lengths[0]:
+        raise UserError(
+            f"{lengths[0]} logits in line {lines[0]}, {len(classes)} classes are named",
+            where=shown(place),
+            mend="name the class of every logit, in their order",
+        )
     values = pc.fill_null(column.flatten(), float("nan"))
     return np.asarray(values).reshape(len(batch), lengths[0])
 
@@ -269,7 +350,7 @@ def _records(
     batch: pa.RecordBatch, epoch: int, logits: Any, where: str, keep_logits: bool
 ) -> pa.Table:
     labels = batch["label"].to_numpy(zero_copy_only=False)
-    steps = batch["step"].cast(pa.int64()) if "step" in batch.schema.names else None
+    steps = batch["step"] if "step" in batch.schema.names else None
     try:
         return table_of(
             batch["row_id"], epoch, logits, labels, steps=steps, keep_logits=keep_logits

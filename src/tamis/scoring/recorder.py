@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import operator
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tamis.storage.dynamics_files import (
     keep_steps_before,
     record_files,
     remove_leftovers,
+    require_steps,
 )
 from tamis.storage.errors import UserError
 from tamis.storage.places import Place, place_errors, place_of
@@ -46,6 +48,21 @@ def process_rank() -> tuple[int | None, int | None]:
     if rank is None:
         return None, 1
     return int(rank), None if world is None else int(world)
+
+
+def _whole_number(name: str, value: Any, *, least: int = 0) -> int:
+    """An integer of any kind; a `UserError` for anything else, or one that is too small."""
+    try:
+        found = operator.index(value)
+    except TypeError as error:
+        raise UserError(
+            f"{name}: expected a whole number, found {value!r}", where="DynamicsRecorder"
+        ) from error
+    if found < least:
+        raise UserError(
+            f"{name}: expected at least {least}, found {found}", where="DynamicsRecorder"
+        )
+    return found
 
 
 class DynamicsRecorder:
@@ -96,9 +113,9 @@ class DynamicsRecorder:
         window: int | None = None,
         threshold_label: int | None = None,
     ) -> None:
-        for name, value, least in (("run", run, 0), ("rank", rank, 0), ("window", window, 1)):
-            if value is not None and value < least:
-                raise UserError(f"{name}: expected at least {least}, found {value}")
+        run = _whole_number("run", run)
+        rank = None if rank is None else _whole_number("rank", rank)
+        window = None if window is None else _whole_number("window", window, least=1)
         self.folder = place_of(folder) / f"run-{run}"
         self.run = run
         self.logits = logits
@@ -135,14 +152,19 @@ class DynamicsRecorder:
                 recorded of it before that step stays. If None, the epoch begins anew.
 
         Raises:
-            UserError: if the number is negative.
+            UserError: if the number or step is no whole number from 0, or if training goes on
+                within an epoch some of whose records have no step.
         """
-        if number < 0:
-            raise UserError(f"epoch: expected at least 0, found {number}")
+        number = _whole_number("epoch", number)
+        step = None if step is None else _whole_number("step", step)
         self._abandon()
         self._rank, self._world = process_rank()
         if self._given_rank is not None:
             self._rank, self._world = self._given_rank, None
+        if step is not None:
+            for file in record_files(self.folder):
+                if file.epoch == number and self._owns(file):
+                    require_steps(self.folder / file.name, step)
         self._open(number, step)
 
     def end_epoch(self) -> None:
@@ -188,13 +210,15 @@ class DynamicsRecorder:
                 has one), an array or lists. Raw outputs, not probabilities; their number may
                 change from one batch to another.
             labels: ``(n,)`` integers.
-            step: updates of the model before this batch.
+            step: updates of the model before this batch; needed to go on within the epoch after a
+                restart.
 
         Raises:
             UserError: where these do not fit together, or no epoch has begun. Labels on a device
                 are checked when they are fetched from it, some thousand rows later.
         """
         self._require_epoch()
+        step = None if step is None else _whole_number("step", step)
         batch = batch_of(
             row_ids, logits, labels, -1 if step is None else step, keep_logits=self.logits
         )

@@ -3,13 +3,19 @@
 from collections.abc import Callable
 from typing import Any
 
-try:
-    from lightning.pytorch import Callback
-except ImportError:  # the same library under its other name
-    from pytorch_lightning import Callback  # type: ignore[assignment]
-
 from tamis.scoring.recorder import DynamicsRecorder
 from tamis.storage.errors import UserError
+
+try:
+    from lightning.pytorch import Callback
+except ModuleNotFoundError:  # the same library under its other name
+    try:
+        from pytorch_lightning import Callback  # type: ignore[assignment]
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "tamis.DynamicsCallback needs the package lightning, which is not installed",
+            mend="pip install lightning",
+        ) from error
 
 #: Where a batch has something: a key or place, or a function of the batch.
 Part = str | int | Callable[[Any], Any]

@@ -1,5 +1,6 @@
 """Scores that take the whole table to compute, such as the cluster that a row lies in."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import ClassVar
@@ -47,8 +48,9 @@ def evaluate_table(operator: TableScorer, table: Table, step: str) -> Evaluated:
         rows = _Rows(operator.compute(table))
         for shard, path, step in places:
             inside = np.flatnonzero(table.kept[table.rows.of(shard)])
-            parts = list(rows.take(inside))
+            parts = rows.take(inside)
             sidecar_once(path, shard, step, operator.fields(), partial(iter, parts))
+            deque(parts, maxlen=0)  # of a sidecar that is there
         rows.end(operator.stage)
     return found
 

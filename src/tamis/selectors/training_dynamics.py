@@ -1,6 +1,7 @@
 """Records of a model's training, from files that its trainer wrote, as columns of the corpus."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -13,8 +14,8 @@ from tamis.selectors.table import Table
 from tamis.selectors.table_scorer import TableScorer
 from tamis.storage.corpus import BATCH_ROWS
 from tamis.storage.dynamics import Dynamics, find_dynamics, is_text
-from tamis.storage.epochs import Block, read_blocks
-from tamis.storage.errors import UserError
+from tamis.storage.epochs import LEAST_ROWS, Block, read_blocks
+from tamis.storage.errors import RunError, UserError
 from tamis.storage.hashing import hex_ids
 from tamis.storage.kernels import Int64s
 from tamis.storage.places import Place, shown
@@ -46,6 +47,13 @@ class TrainingDynamics(TableScorer):
     )
     digest: str | None = Field(
         default=None, description="of the records; if given, others are refused"
+    )
+    unmatched: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of the rows without records beyond which they are refused, as ids that "
+        "match by accident (unconfirmed)",
     )
 
     version: ClassVar[int] = 1
@@ -117,13 +125,15 @@ class TrainingDynamics(TableScorer):
 
     def memory(self, rows: int, text_bytes: int) -> int:
         """Ids and their order, columns of a pass, and what is read ahead."""
-        return 80 * rows + 2 * _PASS_BYTES
+        ahead = max(_PASS_BYTES, 2 * LEAST_ROWS * self._width)
+        return 80 * rows + max(_PASS_BYTES, self._width) + ahead
 
     def compute(self, table: Table) -> Iterator[pa.RecordBatch]:
         """Batches of the columns above.
 
         Raises:
-            UserError: if no row of the table has records.
+            UserError: if no row of the table has records, or fewer than `unmatched` allows.
+            RunError: if the records changed since their digest was taken.
         """
         if not len(table):
             return
@@ -135,25 +145,31 @@ class TrainingDynamics(TableScorer):
             columns = self._of_rows(
                 end - begin, _taken(ids, mine), mine - begin, records, table.workers
             )
+            self._require_unchanged(table.workspace)  # before any of it is stored
             for first in range(0, end - begin, BATCH_ROWS):
                 some = [values[first : first + BATCH_ROWS] for values in columns]
                 kinds = [field.type for field in self.fields()]
                 arrays = [_array(*pair) for pair in zip(some, kinds, strict=True)]
                 yield pa.record_batch(arrays, schema=self.fields())
 
+    def _require_unchanged(self, workspace: Place) -> None:
+        found = None
+        with suppress(FileNotFoundError):
+            found = self.records.digest(workspace)
+        if found != self.digest:
+            raise RunError(
+                "the training records changed while they were read",
+                where=self._where,
+                mend="run again when nothing writes to them any more",
+            )
+
     def _join(self, table: Table) -> tuple[Ids, Int64s]:
         """What names the table's rows in the records, and the rows that have such a name in its
         order; says how well it does."""
         records = self.records
-        tried = []
-        if "id" in table.columns:
-            column = table.role("id").combine_chunks()
-            if is_text(column.type) if records.text_ids else pa.types.is_integer(column.type):
-                tried.append(column)
-        if records.text_ids:
-            tried.append(pa.array(hex_ids(table.id_hi, table.id_lo)))
-        for column in tried:
-            ids = ids_of(pc.fill_null(column, "" if records.text_ids else 0))
+        most = 0
+        for column in self._names(table):
+            ids = ids_of(pc.fill_null(column, "" if records.text_ids else 0), "the corpus")
             order = _order(ids)
             if column.null_count:
                 order = order[np.asarray(column.is_valid())[order]]
@@ -164,11 +180,20 @@ class TrainingDynamics(TableScorer):
                 rows += int((found >= 0).sum())
                 there += len(np.unique(found[found >= 0]))
                 recorded += len(block.row_id)
-            if rows:
+            if rows and len(table) - rows <= self.unmatched * len(table):
                 self._tell(table, len(table) - rows, recorded - there)
                 return ids, order
+            most = max(most, rows)
+        if most:
+            raise UserError(
+                f"only {most:,} of {len(table):,} rows have records, and `unmatched` allows "
+                f"{self.unmatched:.0%} without",
+                where=self._where,
+                mend="set corpus.roles.id to the column that the trainer took row ids from, or "
+                "`unmatched` to the share of rows that were not trained on",
+            )
         named = next((block.row_id[0] for block in read_blocks(records, [], workers=1)), None)
-        mine = table.role("id")[0] if "id" in table.columns else tried[0][0] if tried else None
+        mine = next((column[0] for column in self._names(table, any_type=True)), None)
         raise UserError(
             f"none of the {len(table):,} rows has records; these name rows by "
             f"{'strings' if records.text_ids else 'integers'}"
@@ -177,6 +202,17 @@ class TrainingDynamics(TableScorer):
             where=self._where,
             mend="set corpus.roles.id to the column that the trainer took row ids from",
         )
+
+    def _names(self, table: Table, *, any_type: bool = False) -> Iterator[pa.Array]:
+        """What may name the table's rows as the records do; row_ids only where they are asked
+        for."""
+        text = self.records.text_ids
+        if "id" in table.columns:
+            column = table.role("id").combine_chunks()
+            if any_type or (is_text(column.type) if text else pa.types.is_integer(column.type)):
+                yield column
+        if text:
+            yield pa.array(hex_ids(table.id_hi, table.id_lo))
 
     def _tell(self, table: Table, without: int, outside: int) -> None:
         if without or outside:
@@ -190,11 +226,15 @@ class TrainingDynamics(TableScorer):
         return self.records.classes() if self.logits else 0
 
     @property
-    def _rows_of_a_pass(self) -> int:
+    def _width(self) -> int:
+        """Bytes of a row's columns."""
         epochs = self.records.runs * self.records.epochs
         width = sum(np.dtype(_kind_of(name)).itemsize for name in (*_RECORDED, "label"))
-        width = epochs * (width + 4 * self._classes)
-        return max(BATCH_ROWS, _PASS_BYTES // width)
+        return epochs * (width + 4 * self._classes)
+
+    @property
+    def _rows_of_a_pass(self) -> int:
+        return max(1, _PASS_BYTES // self._width)
 
     def _of_rows(
         self, rows: int, ids: Ids, places: Int64s, records: Dynamics, workers: int

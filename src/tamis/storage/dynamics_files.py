@@ -9,8 +9,9 @@ from typing import NamedTuple
 import pyarrow.compute as pc
 
 from tamis.storage.dynamics import FOOTER, write_records
+from tamis.storage.errors import UserError
 from tamis.storage.files import TEMPORARY
-from tamis.storage.places import Place, kind_of, parquet_file, place_errors
+from tamis.storage.places import Place, kind_of, parquet_file, place_errors, shown
 
 _NAME = re.compile(r"epoch-(\d+)(?:\.window-(\d+))?(?:\.rank-(\d+))?\.parquet")
 
@@ -75,15 +76,30 @@ def remove_leftovers(folder: Place, whose: Callable[[RecordName], bool]) -> None
                     path.unlink(missing_ok=True)
 
 
+def require_steps(path: Place, step: int) -> None:
+    """Raise a `UserError` if a file has records of which nobody knows whether they were made before
+    a step."""
+    with place_errors(path), parquet_file(path) as file:
+        there = "step" in file.schema_arrow.names
+        unknown = file.read(["step"])["step"].null_count if there else file.metadata.num_rows
+    if unknown:
+        raise UserError(
+            f"cannot tell what came before step {step}: {unknown:,} records have no step",
+            where=shown(path),
+            mend="begin the epoch anew, with start_epoch(number) alone; to go on within an epoch, "
+            "all its batches need record(..., step=...)",
+        )
+
+
 def keep_steps_before(path: Place, step: int) -> bool:
-    """Drop the records of a file that were made at a step or later, or at an unknown one.
+    """Drop the records of a file, all of known steps, that were made at a step or later.
 
     Returns:
         Whether records remain; where none do, the file is gone.
     """
     with place_errors(path), parquet_file(path) as file:
         steps = file.read(["step"])["step"]
-        earlier = pc.fill_null(pc.less(steps, step), False)
+        earlier = pc.less(steps, step)
         kept = pc.sum(earlier).as_py() or 0
         if kept == len(steps):
             return kept > 0

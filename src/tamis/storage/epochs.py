@@ -28,7 +28,7 @@ _MARGIN = ["label_logit", "other_logit"]
 #: Bytes that all files together are read ahead, about.
 _AHEAD_BYTES = 128 << 20
 #: Rows of a file that are read at a time, at most and at least.
-_MOST_ROWS, _LEAST_ROWS = 1 << 17, 1 << 8
+_MOST_ROWS, LEAST_ROWS = 1 << 17, 1 << 8
 #: Rows of a block, at most and at least, and numbers of a matrix, which stay in a core's cache
 #: while its columns are filled one by one.
 _BLOCK_ROWS, _FEWEST_ROWS, _CACHED = 1 << 13, 1 << 8, 1 << 17
@@ -186,7 +186,7 @@ def map_blocks(
     width = 8 + sum(np.dtype(KINDS[name]).itemsize for name in names)
     classes = dynamics.classes() if "logits" in columns else 0
     rows = _AHEAD_BYTES // ((width + 4 * classes) * len(dynamics.files))
-    rows = max(_LEAST_ROWS, min(_MOST_ROWS, rows))
+    rows = max(LEAST_ROWS, min(_MOST_ROWS, rows))
     with tempfile.TemporaryDirectory(prefix=".records-", dir=folder) as aside:
 
         def opened(place: int) -> list[Stream]:

@@ -78,7 +78,9 @@ class Stream:
     def __init__(self, file: RecordFile, names: list[str], classes: int, opener: Opener) -> None:
         self.file, self.names, self._classes = file, names, classes
         self.next_id: int | str | None = None
-        self.ids: Ids = ids_of(pa.array([], pa.large_string() if file.text_ids else pa.int64()))
+        self.ids: Ids = ids_of(
+            pa.array([], pa.large_string() if file.text_ids else pa.int64()), file.path
+        )
         self._values: list[Column] = [
             _fixed(np.zeros((0, classes) if name == "logits" else 0, KINDS[name])) for name in names
         ]
@@ -101,7 +103,7 @@ class Stream:
             self.ids, self._values = ids, values
         ids, values = ids[:0], [array[:0] for array in values]
         while not len(ids) and (batch := _next(self._batches, self.file)) is not None:
-            ids = ids_of(_whole(batch["row_id"], "row_id", self.file, self._read))
+            ids = ids_of(_whole(batch["row_id"], "row_id", self.file, self._read), self.file.path)
             wrong = first_descent(ids, self.ids[-1:])
             if wrong >= 0:
                 raise UserError(
@@ -174,11 +176,22 @@ def _next(batches: Iterator[pa.RecordBatch], file: RecordFile) -> pa.RecordBatch
         ) from error
 
 
-def ids_of(column: pa.Array) -> Ids:
-    """Row_ids as int64 or large_string."""
-    if pa.types.is_integer(column.type):
+def ids_of(column: pa.Array, where: str) -> Ids:
+    """Row_ids, of what lies at `where`, as int64 or large_string.
+
+    Raises:
+        UserError: for an integer of 2**63 or more.
+    """
+    if not pa.types.is_integer(column.type):
+        return column.cast(pa.large_string())
+    try:
         return _fixed(column.cast(pa.int64()).to_numpy(zero_copy_only=False))
-    return column.cast(pa.large_string())
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"row ids: expected integers below 2**63, found {pc.max(column).as_py()}",
+            where=where,
+            mend="name rows by strings, or by smaller integers, here and in the training",
+        ) from error
 
 
 def column_of(
@@ -312,7 +325,7 @@ def _is_sorted(file: RecordFile, rows: int) -> bool:
     before: Ids | None = None
     batches = _batches(file, ["row_id"], rows)
     while (batch := _next(batches, file)) is not None:
-        ids = ids_of(_whole(batch["row_id"], "row_id", file, 0))
+        ids = ids_of(_whole(batch["row_id"], "row_id", file, 0), file.path)
         if first_descent(ids, ids[:0] if before is None else before) >= 0:
             return False
         before = ids[-1:] if len(ids) else before
@@ -340,7 +353,7 @@ def _sorted_runs(file: RecordFile, names: list[str], rows: int, folder: Path) ->
 def _write_sorted(
     batch: pa.RecordBatch, names: list[str], file: RecordFile, begin: int, rows: int, path: Path
 ) -> None:
-    ids = pa.array(ids_of(_whole(batch["row_id"], "row_id", file, begin)))
+    ids = pa.array(ids_of(_whole(batch["row_id"], "row_id", file, begin), file.path))
     columns = [
         batch[name] if name == "logits" else pa.array(column_of(batch, name, file, begin, 0))
         for name in names
