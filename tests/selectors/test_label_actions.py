@@ -11,7 +11,7 @@ import pytest
 
 import tamis
 from tamis.flows.explain import explain
-from tamis.selectors.label_review import information
+from tamis.selectors.label_review import QUEUE, information
 from tests.selectors.label_tools import (
     CLASSES,
     act,
@@ -343,6 +343,24 @@ def test_the_queue_lists_first_what_tells_most(tmp_path: Path) -> None:
             assert ledger["action"] == "review"
             assert ledger["value"] == ledger["threshold"] == row["information"]
     assert csv.read_text("utf-8-sig").count("\n") == 13
+
+
+@pytest.mark.parametrize("name", [*QUEUE, "Label", " row_id"])
+def test_a_queue_shows_no_column_by_a_name_of_its_own(tmp_path: Path, name: str) -> None:
+    """The answer would come back about another row, or with another given label."""
+    table = rows(10)
+    if name not in table.column_names:
+        table = table.append_column(name, pa.array(["OLD"] * 10))
+    stage = {"operator": "label_review", "rows": 3, "show": ["loss", name]}
+    with pytest.raises(tamis.UserError, match=f"show.*{name.strip().lower()!r} of its own"):
+        act(tmp_path, table, stage)
+    assert not (tmp_path / "out.tamis").exists()
+
+
+def test_the_columns_of_a_queue(tmp_path: Path) -> None:
+    stage = {"operator": "label_review", "rows": 3, "show": ["loss", "p_wrong_votes"]}
+    queue = pq.read_table(act(tmp_path, rows(10), stage).queues["label_review"][1])
+    assert queue.column_names == [*QUEUE[:-2], "loss", "p_wrong_votes", *QUEUE[-2:]]
 
 
 def test_the_queue_by_probability(tmp_path: Path) -> None:
