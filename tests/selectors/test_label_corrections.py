@@ -13,7 +13,7 @@ import pytest
 
 import tamis
 from tamis.recipe import check_recipe
-from tamis.scoring.operator import REGISTRY
+from tamis.scoring.operator import REGISTRY, Judgement
 from tamis.selectors.label_errors import LabelErrors
 from tamis.selectors.labels import as_names
 from tamis.selectors.relabel import Relabel
@@ -318,6 +318,9 @@ class Judge(TableScorer):
     def fields(self) -> pa.Schema:
         return pa.schema([pa.field(self.stage, pa.float64())])
 
+    def judges(self) -> dict[str, Judgement]:
+        return {self.stage: "probability"}
+
     def compute(self, table: Table) -> Iterator[pa.RecordBatch]:
         wrong = pc.equal(as_names(table.role("label")), "neg").combine_chunks()
         yield pa.record_batch([wrong.cast(pa.float64())], schema=self.fields())
@@ -334,6 +337,9 @@ class Mean(TableScorer):
 
     def fields(self) -> pa.Schema:
         return pa.schema([pa.field("mean", pa.float64())])
+
+    def judges(self) -> dict[str, Judgement]:
+        return {"mean": "probability"}
 
     def compute(self, table: Table) -> Iterator[pa.RecordBatch]:
         yield pa.record_batch([pa.array([0.5] * len(table))], schema=self.fields())

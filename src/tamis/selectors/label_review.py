@@ -133,6 +133,10 @@ class LabelReview(BySuspicion, Marker):
         found |= set() if self.suggested is None else {self.suggested}
         return found | (set(self._posterior) if self.order == "information" else set())
 
+    @property
+    def needs_probability(self) -> bool:
+        return False
+
     def memory(self, rows: int, text_bytes: int) -> int:
         return rows * 200
 
