@@ -239,6 +239,21 @@ def test_a_suggestion_that_the_column_cannot_hold(tmp_path: Path) -> None:
         act(tmp_path, table, stage)
 
 
+def test_suggestions_are_classes_of_the_corpus(tmp_path: Path) -> None:
+    table = rows(30)
+    stage = {"operator": "relabel", "threshold": 0.0, "confidence": 0.0}
+    wrong = {**stage, "suggested": "id", "suggested_prob": "probe_suggested_prob"}
+    message = r"relabel: 'id' suggests 30 labels that no row .*such as 'r0000'"
+    with pytest.raises(tamis.UserError, match=message):
+        act(tmp_path / "id", table, wrong)
+    result = act(tmp_path / "new", table, {**wrong, "new_classes": True})
+    assert written(result)["label"].to_pylist() == table["id"].to_pylist()
+    # A class that has no row left is a class still.
+    some = {"operator": "where", "keep": "label <> 'pos'"}
+    result = act(tmp_path / "left", table, some, stage)
+    assert written(result)["label"].to_pylist().count("pos") > 0
+
+
 def test_null_suggestions_change_nothing(tmp_path: Path) -> None:
     table = rows(10).drop_columns("probe_suggested")
     table = table.append_column("probe_suggested", pa.nulls(10, pa.string()))

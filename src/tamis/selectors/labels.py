@@ -1,7 +1,7 @@
 """The classes that rows are labelled with, as numbers."""
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -103,6 +103,20 @@ def fitting_names(names: list[str], table: Table) -> list[str]:
             ) from error
         found.append(as_names(pa.chunked_array([value])).to_pylist()[0])
     return found
+
+
+def all_classes(table: Table) -> set[str]:
+    """Classes of all usable rows of the corpus, and those that stages have given since."""
+    usable = ~table.rows.unusable
+    corpus = replace(
+        table,
+        kept=usable,
+        positions=np.flatnonzero(usable),
+        columns={"label": label_column(table)},
+        rewritten={},
+        scores={},
+    )
+    return {*labels_of(corpus).classes, *labels_of(table).classes}
 
 
 @dataclass
