@@ -203,7 +203,7 @@ def checked(lines: pl.DataFrame, path: str) -> pl.DataFrame:
     """
     lines = lines.with_columns(
         pl.col("row_id", "verdict").str.strip_chars().str.to_lowercase(),
-        pl.col("copy").str.strip_chars(),
+        pl.col("copy").str.strip_chars().str.replace(r"\.0+$", ""),
     )
     copy, verdict, label = pl.col("copy"), pl.col("verdict"), pl.col("label")
     number = copy.cast(pl.UInt32, strict=False)
