@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -619,34 +618,58 @@ def test_a_killed_training_goes_on(tmp_path: Path, window: int) -> None:
     assert read(made).sort(order).equals(read(whole).sort(order))
 
 
-@pytest.mark.slow
-def test_a_kill_while_a_file_is_written_leaves_no_half_of_one(tmp_path: Path) -> None:
-    code = """
-import sys
+KILLED = """
+import os, signal, sys
+from pathlib import Path
 import numpy as np
+import pyarrow.parquet as pq
 from tamis import DynamicsRecorder
-recorder = DynamicsRecorder(sys.argv[1])
-print("begin", flush=True)
-for epoch in range(10_000):
+folder, point = sys.argv[1:]
+write, replace = pq.write_table, Path.replace
+
+def reach(here):
+    if (epoch, here) == (2, point):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def write_table(table, place, **options):
+    write(table, place, **options)
+    if (epoch, point) == (2, "half written"):
+        os.truncate(place, os.path.getsize(place) // 2)
+    reach("half written")
+    reach("written")
+
+def put_in_place(path, target):
+    reach("about to be put in place")
+    replace(path, target)
+    reach("put in place")
+
+recorder = DynamicsRecorder(folder)
+pq.write_table, Path.replace = write_table, put_in_place
+for epoch in range(5):
     with recorder.epoch(epoch):
         recorder.record(np.arange(20_000), np.zeros((20_000, 2)), np.zeros(20_000, int), epoch)
 """
-    for number, wait in enumerate((0.05, 0.2, 0.333)):
-        folder = tmp_path / str(number)
-        with subprocess.Popen(
-            [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE
-        ) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            while not list(folder.rglob("*.parquet")):
-                time.sleep(0.01)
-            time.sleep(wait)
-            os.kill(process.pid, signal.SIGKILL)
-        files = DynamicsRecorder(folder).files()
-        assert [path.name for path in files] == [
-            f"epoch-{i:05d}.parquet" for i in range(len(files))
-        ]
-        assert {pq.read_table(path).num_rows for path in files} == {20_000}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("point", "whole", "left"),
+    [
+        ("half written", 2, 1),
+        ("written", 2, 1),
+        ("about to be put in place", 2, 1),
+        ("put in place", 3, 0),
+    ],
+)
+def test_a_kill_while_a_file_is_written_leaves_no_half_of_one(
+    tmp_path: Path, point: str, whole: int, left: int
+) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path), point]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.rglob("*.tmp"))) == left
+    files = DynamicsRecorder(tmp_path).files()
+    assert [path.name for path in files] == [f"epoch-{i:05d}.parquet" for i in range(whole)]
+    assert {pq.read_table(path).num_rows for path in files} == {20_000}
 
 
 # Several processes

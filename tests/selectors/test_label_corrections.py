@@ -13,7 +13,7 @@ import pytest
 
 import tamis
 from tamis.recipe import check_recipe
-from tamis.scoring.operator import REGISTRY
+from tamis.scoring.operator import REGISTRY, Judgement
 from tamis.selectors.label_errors import LabelErrors
 from tamis.selectors.labels import as_names
 from tamis.selectors.relabel import Relabel
@@ -289,6 +289,64 @@ def test_spreadsheets_write_booleans_in_capitals(tmp_path: Path) -> None:
     assert found["label"].to_pylist()[1] is (not given[1])
 
 
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("a.CSV", ["row_id,label", "R,0"]),
+        ("a.Tsv", ["row_id\tlabel", "R\t0"]),
+        ("a.csv", ["Row_ID,LABEL", "R,0"]),
+        ("a.csv", ["row_id, label ,verdict", "R, 0,"]),
+        ("a.csv", ['"row_id", "label"', "R,0"]),
+        ("a.csv", ['Row_Id,"a remark\nin two lines",label,,', "R,,0,,"]),
+        ("a.csv", ["remark,remark,row_id,label", "x,y,R,0"]),
+        ("a.csv", ["row_id,copy,label", "R,0.0,0.0"]),
+        ("a.csv", ["row_id,given_label,label,verdict", "R,0.0,,keep"]),
+    ],
+)
+def test_what_programs_make_of_a_file(tmp_path: Path, name: str, lines: list[str]) -> None:
+    table = rows(5, "int64")
+    row_id = _ids(tmp_path, table)["r0000"]
+    assert table["label"].to_pylist()[0] == 7
+    for end in ("\n", "\r\n"):
+        path = tmp_path / f"{len(end)}{name}"
+        path.write_text(end.join(lines).replace("R,", f"{row_id},").replace("R\t", f"{row_id}\t"))
+        result = act(tmp_path / "run", table, {**CORRECT, "path": str(path)})
+        assert written(result)["label"].to_pylist()[0] == 0
+        assert result.manifest["rows"]["relabelled"] == 1
+
+
+def test_parquet_of_other_programs(tmp_path: Path) -> None:
+    table = rows(5, "int64")
+    row_id = _ids(tmp_path, table)["r0000"]
+    answers = pa.table({"Row_ID": [row_id], " label": [0.0], "copy": [0.0]})
+    pq.write_table(answers, tmp_path / "a.PARQUET")
+    result = act(tmp_path / "run", table, {**CORRECT, "path": str(tmp_path / "a.PARQUET")})
+    assert written(result)["label"].to_pylist()[0] == 0
+
+
+@pytest.mark.parametrize("second", ["label", "Label", " label"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, second: str) -> None:
+    csv_file, parquet = tmp_path / "a.csv", tmp_path / "a.parquet"
+    csv_file.write_text(f"row_id,label,{second}\n{'0' * 32},neg,pos\n")
+    columns = [pa.array([value]) for value in ("0" * 32, "neg", "pos")]
+    pq.write_table(pa.Table.from_arrays(columns, ["row_id", "label", second]), parquet)
+    for path in (csv_file, parquet):
+        with pytest.raises(tamis.UserError, match=r"a\.(csv|parquet).*two columns `label`"):
+            read_corrections(path)
+
+
+def test_a_file_without_lines_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("Row_ID,label\r\n")
+    assert read_corrections(tmp_path / "a.csv").height == 0
+
+
+def test_an_integer_has_no_fraction(tmp_path: Path) -> None:
+    table = rows(5, "int64")
+    line = {"row_id": _ids(tmp_path, table)["r0000"], "label": "7.5"}
+    with pytest.raises(tamis.UserError, match=r"cannot hold the label '7\.5'"):
+        _correct(tmp_path, table, [line])
+
+
 def test_keep_means_the_label_that_was_shown(tmp_path: Path) -> None:
     """Where a stage has changed it since, the person's word stands."""
     table = rows(30)
@@ -318,6 +376,9 @@ class Judge(TableScorer):
     def fields(self) -> pa.Schema:
         return pa.schema([pa.field(self.stage, pa.float64())])
 
+    def judges(self) -> dict[str, Judgement]:
+        return {self.stage: "probability"}
+
     def compute(self, table: Table) -> Iterator[pa.RecordBatch]:
         wrong = pc.equal(as_names(table.role("label")), "neg").combine_chunks()
         yield pa.record_batch([wrong.cast(pa.float64())], schema=self.fields())
@@ -334,6 +395,9 @@ class Mean(TableScorer):
 
     def fields(self) -> pa.Schema:
         return pa.schema([pa.field("mean", pa.float64())])
+
+    def judges(self) -> dict[str, Judgement]:
+        return {"mean": "probability"}
 
     def compute(self, table: Table) -> Iterator[pa.RecordBatch]:
         yield pa.record_batch([pa.array([0.5] * len(table))], schema=self.fields())
@@ -400,6 +464,7 @@ def test_the_file_must_stay_as_it_is(tmp_path: Path) -> None:
         ("a.csv", b"", "need the columns"),
         ("a.csv", "row_id;label\n".encode("utf-16"), "not UTF-8"),
         ("a.csv", b"row_id,label\na,b,c\n", "not the CSV that it was"),
+        ("a.csv", b'row_id,"label\n' + b"a,b\n" * 50_000, "not the CSV that it was"),
         ("a.parquet", b"PAR1", "not a Parquet file"),
         ("a.xlsx", b"PK", "ends in .csv or .parquet"),
     ],

@@ -20,6 +20,7 @@ from tamis.selectors.generator import Generator
 from tamis.selectors.labels import is_label
 from tamis.selectors.marker import Marker
 from tamis.selectors.selector import TableOperator
+from tamis.selectors.suspicion import BySuspicion
 from tamis.selectors.table import is_number
 from tamis.selectors.table_scorer import TableScorer
 from tamis.selectors.vectors import is_vector
@@ -114,6 +115,8 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                 )
         if isinstance(stage, AtLevel):
             stage.check_levels(givers.get(stage.list_column))
+        if isinstance(stage, BySuspicion):
+            _check_judgement(stage, givers.get(stage.by), f"stages[{index}] ({stage.stage})")
         if isinstance(stage, TableOperator):
             for name in sorted(stage.groups_by() & set(schema.names)):
                 _check_plain(schema, name, f"stages[{index}] ({stage.stage})")
@@ -171,6 +174,28 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                 mend="give the score another name, as in `add: {margin_of_policy: margin}`",
             )
     _check_marked(recipe, schema)
+
+
+def _check_judgement(stage: BySuspicion, giver: Scorer | None, here: str) -> None:
+    """Whether a score says how probably labels are wrong; a column of the corpus is believed."""
+    if giver is None:
+        return
+    judgement = giver.judges().get(stage.by)
+    if judgement is None:
+        raise UserError(
+            f"{here} acts by the probability that a label is wrong, and {stage.by!r} of "
+            f"{giver.stage} is none",
+            where="recipe",
+            mend="make one of it with `label_consensus` or `mixture_posterior`, and name that",
+        )
+    if judgement == "order" and stage.needs_probability:
+        raise UserError(
+            f"{here} acts by the probability that a label is wrong, and {stage.by!r} of "
+            f"{giver.stage} only tells which labels are more suspicious than others",
+            where="recipe",
+            mend="name a probability (of `label_consensus` with `combine: model`), or drop by "
+            "order: `label_errors` with `rows` or `fraction`",
+        )
 
 
 def _check_marked(recipe: Recipe, schema: pa.Schema) -> None:

@@ -4,13 +4,17 @@ An operator is one class: its fields are its parameters, its class variables say
 which version of its code speaks, and where it was published. Importing the module registers it.
 """
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from tamis.storage.errors import UserError
 from tamis.storage.places import Place
+
+#: What a score says of labels: P(label is wrong), from 0 to 1, or only an order of the rows, those
+#: last whose label is most probably wrong.
+Judgement = Literal["probability", "order"]
 
 
 class Operator(BaseModel):
@@ -81,6 +85,11 @@ class Scorer(Operator):
 
     def rewrites(self) -> dict[str, str]:
         """Role to the field that holds its new text for later stages and the dataset."""
+        return {}
+
+    def judges(self) -> dict[str, Judgement]:
+        """Those of its fields by which rows may be dropped, weighed or relabelled for their label,
+        and what each says of it."""
         return {}
 
     def refused(self) -> str | None:

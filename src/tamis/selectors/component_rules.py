@@ -24,6 +24,7 @@ from tamis.scoring.component_fits import (
     scaled_sample,
 )
 from tamis.scoring.component_goodness import chance_bound, distances
+from tamis.scoring.operator import Judgement
 from tamis.selectors.budgets import NO_SCORE, Float64s, groups_of
 from tamis.selectors.selector import Selector, TableOperator
 from tamis.selectors.table import Table, as_floats
@@ -248,6 +249,9 @@ class MixturePosterior(TableScorer, OfAnyMixture):
     def fields(self) -> pa.Schema:
         """A nullable float64 column by the stage's name, from 0 to 1."""
         return pa.schema([pa.field(self.stage, pa.float64())])
+
+    def judges(self) -> dict[str, Judgement]:
+        return {self.stage: "probability"}
 
     def compute(self, table: Table) -> Iterable[pa.RecordBatch]:
         posterior = self.fitted(table).posterior()

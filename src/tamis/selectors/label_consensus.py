@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from tamis.scoring.column_scorer import vectors
 from tamis.scoring.label_noise import fit_noise
 from tamis.scoring.label_probs import check_codes
+from tamis.scoring.operator import Judgement
 from tamis.selectors.table import Table, as_floats
 from tamis.selectors.table_scorer import TableScorer
 from tamis.selectors.votes import Votes, rules_of
@@ -212,6 +213,9 @@ class LabelConsensus(TableScorer):
         return pa.schema(
             [pa.field(self.stage, pa.float64()), pa.field(f"{self.stage}_votes", RULES)]
         )
+
+    def judges(self) -> dict[str, Judgement]:
+        return {self.stage: "probability" if self.combine == "model" else "order"}
 
     def compute(self, table: Table) -> Iterable[pa.RecordBatch]:
         """Batches of the columns above.

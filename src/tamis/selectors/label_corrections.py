@@ -1,7 +1,7 @@
 """What a person has said of labels: confirmed, changed, or not worth keeping."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 from pydantic import Field
 
-from tamis.selectors.labels import NewLabels, fitting_names, label_column, label_fields, labels_of
+from tamis.selectors.labels import NewLabels, all_classes, fitting_names, label_fields
 from tamis.selectors.marker import Marker, places
 from tamis.selectors.relabel import GIVEN
 from tamis.selectors.review_files import read_corrections
@@ -178,7 +178,7 @@ class LabelCorrections(Marker):
         Raises:
             UserError: if one is no class of the corpus.
         """
-        classes = _classes(table) if names else set()
+        classes = all_classes(table) if names else set()
         found = {
             name: name if name in classes else fitting_names([name.strip()], table)[0]
             for name in names
@@ -203,7 +203,7 @@ def checked(lines: pl.DataFrame, path: str) -> pl.DataFrame:
     """
     lines = lines.with_columns(
         pl.col("row_id", "verdict").str.strip_chars().str.to_lowercase(),
-        pl.col("copy").str.strip_chars(),
+        pl.col("copy").str.strip_chars().str.replace(r"\.0+$", ""),
     )
     copy, verdict, label = pl.col("copy"), pl.col("verdict"), pl.col("label")
     number = copy.cast(pl.UInt32, strict=False)
@@ -262,20 +262,6 @@ def _rows_of(lines: pl.DataFrame, table: Table) -> pl.DataFrame:
     found = named.join(pl.DataFrame(there), on=["hi", "lo"])
     same = pl.col("copy").is_null() | (pl.col("copy") == pl.col("its_copy"))
     return found.filter(same).sort("position", "record")
-
-
-def _classes(table: Table) -> set[str]:
-    """Classes of all usable rows of the corpus, and those that stages have given since."""
-    usable = ~table.rows.unusable
-    corpus = replace(
-        table,
-        kept=usable,
-        positions=np.flatnonzero(usable),
-        columns={"label": label_column(table)},
-        rewritten={},
-        scores={},
-    )
-    return {*labels_of(corpus).classes, *labels_of(table).classes}
 
 
 def _wrong(lines: pl.DataFrame, path: str, problem: str, mend: str) -> UserError:

@@ -88,6 +88,10 @@ class LabelErrors(BySuspicion, Selector):
     def numbers(self) -> set[str]:
         return self.reads()
 
+    @property
+    def needs_probability(self) -> bool:
+        return self.threshold is not None
+
     def select(self, table: Table) -> Drops:
         p = self.suspicion(table)
         lost = self._lost(table, p)

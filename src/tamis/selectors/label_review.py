@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tamis.selectors.budgets import one_budget, wanted
 from tamis.selectors.marker import Marker
@@ -19,6 +19,20 @@ from tamis.storage.ledger import DROPPED, IN_REVIEW, Float64s
 
 #: Probabilities count as no less than this, so that a label thought impossible still has a rank.
 LEAST = float(np.finfo(np.float32).tiny)
+#: Columns that every queue may have of its own, in order; those that `show` names come before the
+#: last two, which a person fills in.
+QUEUE = (
+    "row_id",
+    "copy",
+    "text",
+    "given_label",
+    "suggested_label",
+    "p_wrong",
+    "information",
+    "votes",
+    "label",
+    "verdict",
+)
 
 
 def information(probs: pa.Array, label: Int64s) -> Float64s:
@@ -81,7 +95,8 @@ class LabelReview(BySuspicion, Marker):
         description="score or column of labels to suggest to the person; none with null",
     )
     show: list[str] = Field(
-        default=[], description="further scores and columns that the queue shows"
+        default=[],
+        description="further scores and columns that the queue shows, none by a name of its own",
     )
     held_out: bool = Field(
         default=False, description="whether rows in review are kept out of the dataset"
@@ -96,6 +111,19 @@ class LabelReview(BySuspicion, Marker):
 
     _one_budget = model_validator(mode="after")(one_budget)
 
+    @field_validator("show")
+    @classmethod
+    def _shows_others(cls, show: list[str]) -> list[str]:
+        """Files that come back are read by these names, whatever their case."""
+        for name in show:
+            own = name.strip().lower()
+            if own in QUEUE:
+                raise ValueError(
+                    f"a queue has a column {own!r} of its own; leave out {name!r}, or give that "
+                    "column of the corpus another name"
+                )
+        return show
+
     @property
     def _posterior(self) -> tuple[str, str]:
         return f"{self.probe}_probs", f"{self.probe}_label"
@@ -104,6 +132,10 @@ class LabelReview(BySuspicion, Marker):
         found = super().reads() | set(self.show)
         found |= set() if self.suggested is None else {self.suggested}
         return found | (set(self._posterior) if self.order == "information" else set())
+
+    @property
+    def needs_probability(self) -> bool:
+        return False
 
     def memory(self, rows: int, text_bytes: int) -> int:
         return rows * 200

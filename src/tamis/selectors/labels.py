@@ -1,7 +1,8 @@
 """The classes that rows are labelled with, as numbers."""
 
+import re
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from tamis.storage.hashing import hex_ids
 from tamis.storage.kernels import Int64s
 
 Int32s = npt.NDArray[np.int32]
+#: What programs that hold all numbers as floats put behind an integer.
+_ZEROS = re.compile(r"(?<=\d)\.0+$")
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ def label_column(table: Table) -> str:
 
 
 def fitting_names(names: list[str], table: Table) -> list[str]:
-    """Names as the corpus's column of labels would hold them, so that ``TRUE`` is ``true``.
+    """Names as the corpus's column of labels would hold them: ``TRUE`` as ``true``, and ``2.0`` as
+    ``2`` where it holds integers.
 
     Raises:
         UserError: naming the first that the type of the column cannot hold.
@@ -93,8 +97,9 @@ def fitting_names(names: list[str], table: Table) -> list[str]:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     found = []
     for name in names:
+        plain = _ZEROS.sub("", name) if pa.types.is_integer(kind) else name
         try:
-            value = pa.array([name], pa.large_string()).cast(kind)
+            value = pa.array([plain], pa.large_string()).cast(kind)
         except pa.ArrowInvalid as error:
             raise UserError(
                 f"the column {column!r} of type {kind} cannot hold the label {name!r}",
@@ -103,6 +108,20 @@ def fitting_names(names: list[str], table: Table) -> list[str]:
             ) from error
         found.append(as_names(pa.chunked_array([value])).to_pylist()[0])
     return found
+
+
+def all_classes(table: Table) -> set[str]:
+    """Classes of all usable rows of the corpus, and those that stages have given since."""
+    usable = ~table.rows.unusable
+    corpus = replace(
+        table,
+        kept=usable,
+        positions=np.flatnonzero(usable),
+        columns={"label": label_column(table)},
+        rewritten={},
+        scores={},
+    )
+    return {*labels_of(corpus).classes, *labels_of(table).classes}
 
 
 @dataclass

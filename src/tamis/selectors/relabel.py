@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from tamis.selectors.labels import NewLabels, as_names, fitting_names, label_fields
+from tamis.selectors.labels import NewLabels, all_classes, as_names, fitting_names, label_fields
 from tamis.selectors.marker import Marker
 from tamis.selectors.suspicion import BySuspicion
 from tamis.selectors.table import Table, as_floats
 from tamis.selectors.votes import Votes, rules_of
+from tamis.storage.errors import UserError
 from tamis.storage.ledger import RELABELLED
 
 GIVEN = Field(
@@ -47,6 +48,9 @@ class Relabel(BySuspicion, Marker):
         ge=0,
         le=1,
         description="probability from which a suggestion is taken (unconfirmed)",
+    )
+    new_classes: bool = Field(
+        default=False, description="whether labels are taken that no row of the corpus has"
     )
     given: str = GIVEN
 
@@ -95,6 +99,7 @@ class Relabel(BySuspicion, Marker):
         )
         wanted = names.take(pa.array(rows)).combine_chunks().dictionary_encode()
         fitting = fitting_names(wanted.dictionary.to_pylist(), table)
+        self._check_known(fitting, new, table)
         codes = np.array([new.code_of(name) for name in fitting], np.int32)
         new.codes[rows] = codes[np.asarray(wanted.indices)]
         rows = new.changed
@@ -110,3 +115,16 @@ class Relabel(BySuspicion, Marker):
                 ),
             }
         )
+
+    def _check_known(self, names: list[str], new: NewLabels, table: Table) -> None:
+        """Hold the suggestions that are taken against the classes of the corpus."""
+        if self.new_classes or set(names) <= set(new.labels.classes):
+            return
+        unknown = sorted(set(names) - all_classes(table))
+        if unknown:
+            raise UserError(
+                f"{self.stage}: {self.suggested!r} suggests {len(unknown):,} labels that no row of "
+                f"the corpus has, such as {unknown[0]!r}",
+                mend="name a column of suggested labels as `suggested`, or set "
+                "`new_classes: true` to take them",
+            )

@@ -46,17 +46,22 @@ def _safe(text: pl.Expr) -> pl.Expr:
 def read_corrections(place: Place) -> pl.DataFrame:
     """The lines of a CSV or Parquet file that a person has filled in.
 
+    Names of columns and the ending of the file are taken in any case, and names with blanks around
+    them: so spreadsheets write them.
+
     Returns:
         The columns `COLUMNS`, all of text, null where empty or not there, after `record`, their
         number from 1; lines of blanks are left out.
 
     Raises:
-        UserError: if it cannot be read, or has no `row_id` or neither `label` nor `verdict`.
+        UserError: if it cannot be read, has no `row_id` or neither `label` nor `verdict`, or has
+            two columns of one of these names.
     """
     with place_errors(place):
-        if place.suffix == ".parquet":
+        ending = place.suffix.lower()
+        if ending == ".parquet":
             found = _parquet(place)
-        elif place.suffix in (".csv", ".tsv", ".txt"):
+        elif ending in (".csv", ".tsv", ".txt"):
             found = _csv(place)
         else:
             raise UserError(
@@ -82,15 +87,35 @@ def read_corrections(place: Place) -> pl.DataFrame:
     return frame.with_row_index("record", 1).filter(~empty)
 
 
+def _wanted(names: list[str], place: Place) -> dict[str, str]:
+    """By name of a column of `COLUMNS` how the file writes it, for those it has.
+
+    Raises:
+        UserError: if the file has two columns of one of these names.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        plain = name.strip().lower()
+        if plain in found:
+            raise UserError(
+                f"the corrections have two columns `{plain}`",
+                where=shown(place),
+                mend="leave the one that is filled in",
+            )
+        if plain in COLUMNS:
+            found[plain] = name
+    return found
+
+
 def _parquet(place: Place) -> pa.Table:
     try:
         with parquet_file(place) as file:
-            wanted = [name for name in COLUMNS if name in file.schema_arrow.names]
-            table = file.read(columns=wanted)
+            wanted = _wanted(file.schema_arrow.names, place)
+            table = file.read(columns=list(wanted.values()))
     except pa.ArrowException as error:
         raise UserError(f"not a Parquet file ({error})", where=shown(place)) from error
     try:
-        return pa.table([as_names(table[name]) for name in wanted], names=wanted)
+        return pa.table({name: as_names(table[written]) for name, written in wanted.items()})
     except pa.ArrowException as error:
         raise UserError(
             f"expected plain values in {', '.join(wanted)} ({error})", where=shown(place)
@@ -105,24 +130,31 @@ def _csv(place: Place) -> pa.Table:
         raise UserError(
             "the corrections are not UTF-8 text", where=shown(place), mend="save it as CSV (UTF-8)"
         ) from error
-    head = text.partition("\n")[0].rstrip("\r")
-    delimiter = max(",;\t", key=head.count)
-    names = next(csv.reader([head], delimiter=delimiter), [])
-    wanted = [name for name in COLUMNS if name in names]
-    if not wanted:
-        return pa.table({name: pa.nulls(0, pa.string()) for name in names if name})
+    lines = io.StringIO(text, newline="")
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    try:
+        names = next(csv.reader(lines, delimiter=delimiter, skipinitialspace=True), [])
+    except csv.Error as error:
+        raise UserError(f"not the CSV that it was ({error})", where=shown(place)) from error
+    body = lines.read()
+    wanted = _wanted(names, place)
+    if not wanted or not body.strip():
+        return pa.table({name: pa.nulls(0, pa.string()) for name in wanted or names if name})
     try:
         table = pv.read_csv(
-            io.BytesIO(text.encode()),
-            read_options=pv.ReadOptions(use_threads=False, block_size=max(1 << 20, len(data) + 16)),
+            io.BytesIO(body.encode()),
+            read_options=pv.ReadOptions(
+                use_threads=False, block_size=max(1 << 20, len(data) + 16), column_names=names
+            ),
             parse_options=pv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=pv.ConvertOptions(
-                column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted
+                column_types=dict.fromkeys(wanted.values(), pa.string()),
+                include_columns=list(wanted.values()),
             ),
         )
     except pa.ArrowException as error:
         raise UserError(f"not the CSV that it was ({error})", where=shown(place)) from error
-    frame = pl.from_arrow(table)
+    frame = pl.from_arrow(table.rename_columns(list(wanted)))
     assert isinstance(frame, pl.DataFrame)
     guarded = pl.all().str.replace(f"^'('*[{_FORMULA}])", "${1}")
     return frame.with_columns(guarded).to_arrow()

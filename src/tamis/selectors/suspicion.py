@@ -32,7 +32,8 @@ class BySuspicion(TableOperator):
 
     by: str = Field(
         default="label_consensus",
-        description="score or numeric column: the probability that the label is wrong, 0 to 1; "
+        description="the probability that the label is wrong, 0 to 1: a score that is one "
+        "(`label_consensus`, `mixture_posterior`), or a numeric column of the corpus; "
         "its votes are taken from the column of this name and `_votes`, if there is one",
     )
 
@@ -41,6 +42,11 @@ class BySuspicion(TableOperator):
 
     def numbers(self) -> set[str]:
         return {self.by}
+
+    @property
+    def needs_probability(self) -> bool:
+        """Whether an order of the rows will not do."""
+        return True
 
     def memory(self, rows: int, text_bytes: int) -> int:
         return rows * 120
