@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from upath import UPath
 
 from tamis import __version__
 from tamis.flows.account import (
@@ -29,13 +28,18 @@ from tamis.flows.account import (
 )
 from tamis.flows.checks import check_columns, memory_needed
 from tamis.flows.generate import generate, score_generated
+from tamis.flows.overlaps import (
+    check_indices,
+    check_inputs,
+    check_places,
+    check_references,
+)
 from tamis.flows.queues import write_queues
 from tamis.flows.steps import Run, score, select, set_aside, write_dataset
 from tamis.recipe import Recipe
 from tamis.scoring.operator import RowScorer, Scorer, Signal
 from tamis.selectors.generator import Generator
 from tamis.selectors.marker import Marker
-from tamis.selectors.reference import references_of
 from tamis.selectors.selector import Selector
 from tamis.selectors.table_scorer import TableScorer
 from tamis.storage.catalog import WORKSPACE_MANIFEST, write_catalog
@@ -44,7 +48,7 @@ from tamis.storage.corpus import Corpus, Progress
 from tamis.storage.dataset import DatasetWriter, card, check_output, file_entries
 from tamis.storage.errors import UserError
 from tamis.storage.files import digest_of, locked, write_json
-from tamis.storage.ingest import SOURCE_SCHEMES, open_corpus
+from tamis.storage.ingest import open_corpus
 from tamis.storage.ledger import (
     DROPPED,
     GENERATED,
@@ -55,7 +59,7 @@ from tamis.storage.ledger import (
     Balance,
 )
 from tamis.storage.memory import show_bytes, watch_memory
-from tamis.storage.places import STORES, Place, absolute, is_remote, kind_of, place_of, shown
+from tamis.storage.places import Place, absolute, place_of, shown
 from tamis.storage.rows import Identify, identify
 from tamis.storage.tables import scan
 from tamis.storage.tasks import Runner, Threads
@@ -143,7 +147,7 @@ def run_recipe(
     output = place_of(recipe.output.path) if recipe.output is not None else None
     if output is not None:
         check_output(output)
-    _check_places(workspace, output)
+    check_places(workspace, output)
     runner = runner or Threads(recipe.workers or len(os.sched_getaffinity(0)))
     report = progress or (lambda name, done, total: None)
     clock = Clock()
@@ -228,110 +232,6 @@ def _note_run(
     )
 
 
-def _inside(place: Place, folder: Place) -> bool:
-    """Whether a place is a folder or lies in it; on different stores it does not."""
-    inner, outer = (
-        str(absolute(p)).rstrip("/").replace("s3a://", "s3://").replace("gcs://", "gs://")
-        for p in (place, folder)
-    )
-    return f"{inner}/".startswith(f"{outer}/")
-
-
-def _check_places(workspace: Place, output: Place | None) -> None:
-    """Refuse folders that lie in one another: publishing would remove the workspace.
-
-    Raises:
-        UserError: naming them.
-    """
-    if output is not None and (_inside(workspace, output) or _inside(output, workspace)):
-        raise UserError(
-            "output and workspace lie in one another", where=shown(output), mend="separate them"
-        )
-    for place in (workspace, output):
-        if isinstance(place, UPath) and is_remote(place) and place.protocol not in STORES:
-            raise UserError(
-                "a place that is read from only",
-                where=shown(place),
-                mend=f"write to a local folder or to {', '.join(f'{s}://' for s in STORES)}",
-            )
-
-
-def _check_inputs(recipe: Recipe, corpus: Corpus) -> None:
-    """Refuse a run that would replace its own input, or take its own output for input next time.
-
-    Raises:
-        UserError: naming the place.
-    """
-    places = {"workspace": recipe.workspace_path}
-    if recipe.output is not None:
-        places["output"] = place_of(recipe.output.path)
-    searched = _searched(recipe.corpus.path)
-    searched += [place_of(found.path) for found in corpus.inputs if Path(found.path).is_dir()]
-    for name, place in places.items():
-        for found in corpus.inputs:
-            if _inside(place_of(found.path), place):
-                raise UserError(
-                    f"the corpus lies in the {name}, which the run would replace or clear",
-                    where=found.path,
-                    mend=f"name another {name}",
-                )
-        for folder in searched:
-            if _inside(place, folder):
-                raise UserError(
-                    f"the {name} lies inside the corpus {shown(folder)}",
-                    where=shown(place),
-                    mend="put it elsewhere: the next run would take it for input",
-                )
-
-
-def _searched(path: str) -> list[Place]:
-    """Folders that a path is looked for in."""
-    if path.startswith(tuple(SOURCE_SCHEMES)):
-        return []
-    return [place_of(path), *([place_of(path.split("*")[0])] if "**" in path else [])]
-
-
-def _check_indices(recipe: Recipe) -> None:
-    """Refuse an index where it would be read as input, or replaced with the dataset.
-
-    Raises:
-        UserError: naming it.
-    """
-    references = [found for stage in recipe.stages for found in references_of(stage)]
-    folders = [("corpus", place) for place in _searched(recipe.corpus.path)]
-    folders += [("reference", place) for one in references for place in _searched(one.path)]
-    if recipe.output is not None:
-        folders.append(("output", place_of(recipe.output.path)))
-    for index in {one.index: None for one in references if one.index is not None}:
-        for name, folder in folders:
-            if _inside(place_of(index), folder):
-                raise UserError(
-                    f"the index of a reference lies in the {name} {shown(folder)}",
-                    where=shown(index),
-                    mend="name a folder of its own",
-                )
-
-
-def _check_references(recipe: Recipe) -> None:
-    """Refuse a reference that holds what the run writes: run again, it would drop its own rows.
-
-    Raises:
-        UserError: naming the reference.
-    """
-    if recipe.output is None:
-        return
-    output = place_of(recipe.output.path)
-    for reference in (found for stage in recipe.stages for found in references_of(stage)):
-        searched = place_of(reference.path)
-        own = kind_of(searched) == "directory" and _inside(output, searched)
-        if own or any(_inside(place_of(file), output) for file in reference.files):
-            raise UserError(
-                "the reference holds this run's own output",
-                where=shown(reference.path),
-                mend="write elsewhere, and move the dataset there once the run has ended",
-            )
-
-
 def columns_of(recipe: Recipe) -> list[str]:
     """Names of a corpus's columns."""
     part = recipe.corpus
@@ -344,7 +244,7 @@ def open_run(recipe: Recipe, workspace: Place, runner: Runner, report: Progress)
 
     Returns the run and the bytes of memory it may need.
     """
-    _check_indices(recipe)
+    check_indices(recipe)
     recipe = recipe.resolve(absolute(workspace))
     part = recipe.corpus
     report("reading the corpus", 0, 1)
@@ -352,8 +252,8 @@ def open_run(recipe: Recipe, workspace: Place, runner: Runner, report: Progress)
         part.path, workspace, runner, format=part.format, shard_bytes=part.shard_bytes
     )
     report("reading the corpus", 1, 1)
-    _check_inputs(recipe, corpus)
-    _check_references(recipe)
+    check_inputs(recipe, corpus)
+    check_references(recipe)
     check_columns(recipe, corpus.schema)
     bound, largest = memory_needed(recipe, corpus, runner.workers)
     if recipe.memory is not None and bound > recipe.memory:

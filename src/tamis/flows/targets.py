@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import annotated_types
 
@@ -158,13 +158,13 @@ def _range(past: Past, move: str, start: Number) -> tuple[Number | None, Number 
     for bound in known.metadata if known is not None and len(path) == 1 else ():
         inside = 1 if isinstance(start, int) else FINEST
         if isinstance(bound, annotated_types.Ge):
-            low = bound.ge  # type: ignore[assignment]
+            low = cast(Number, bound.ge)
         elif isinstance(bound, annotated_types.Gt):
-            low = bound.gt + inside  # type: ignore[operator]
+            low = cast(Number, bound.gt) + inside
         elif isinstance(bound, annotated_types.Le):
-            high = bound.le  # type: ignore[assignment]
+            high = cast(Number, bound.le)
         elif isinstance(bound, annotated_types.Lt):
-            high = bound.lt - inside  # type: ignore[operator]
+            high = cast(Number, bound.lt) - inside
     return low, high
 
 

@@ -52,7 +52,7 @@ R = TypeVar("R")
 Changes = Mapping[str, Any]
 
 
-class _NotSeen(Exception):  # noqa: N818
+class _NotSeenError(Exception):
     """Rows of a table whose signal was not computed in the run."""
 
 
@@ -69,7 +69,7 @@ class StoredTable(Table):
     def evaluated(self, operator: RowScorer) -> Evaluated:
         seen = self.signed.get(signal_key(operator, self.columns), self.seen)
         if (self.kept & ~seen).any():
-            raise _NotSeen
+            raise _NotSeenError
         where = (self.corpus, seen, self.columns, self.workspace, "signals")
         missing = rows_missing(located(operator, *where), seen)
         if missing:
@@ -357,7 +357,7 @@ def _seen(found: Alternative, past: Past, stage: str, work: Callable[[Table], R]
 
     try:
         return work(table())
-    except _NotSeen:
+    except _NotSeenError:
         _wait(found, past, stage)
         return work(table())
 
