@@ -6,25 +6,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tamis.commands.options import AsJson, pair, parameters
+from tamis.commands.mixture_options import (
+    Mix,
+    RunsFile,
+    Target,
+    Where,
+    numbers,
+    runs_from,
+    supplies,
+)
+from tamis.commands.options import AsJson, parameters
 from tamis.console import doc, figure, say, table
 
 if TYPE_CHECKING:
     from tamis.scoring.fits import Fitted
-    from tamis.scoring.mixture_runs import Runs
     from tamis.selectors.mixture_optimum import Optimum
 
-RunsFile = Annotated[
-    str, typer.Argument(metavar="RUNS", help="Table of runs: Parquet, CSV or JSON lines.")
-]
-Mix = Annotated[
-    str,
-    typer.Option(help="Prefix of the columns of proportions, or their names joined by commas."),
-]
-Target = Annotated[
-    list[str] | None, typer.Option(help="Column of a loss (repeatable); all `loss_*` if not given.")
-]
-Where = Annotated[str | None, typer.Option(help="SQL condition that runs must meet.")]
 Param = Annotated[
     list[str] | None, typer.Option(help="Parameter of the law, as in components=2 (repeatable).")
 ]
@@ -48,7 +45,7 @@ def fit(
     from tamis.scoring.fits import law as law_of
 
     chosen = law_of(law, **parameters(param or []))
-    given = _runs(runs, mix, target, where, covariate)
+    given = runs_from(runs, mix, target, where, covariate)
     fitted = chosen.fit(given)
     fitted.save(out)
     if as_json:
@@ -84,7 +81,7 @@ def compare(
     from tamis.scoring.compare_fits import compare as compare_laws
 
     found = compare_laws(
-        _runs(runs, mix, target, where), [_law(text) for text in law] if law else COMPARED
+        runs_from(runs, mix, target, where), [_law(text) for text in law] if law else COMPARED
     )
     if as_json:
         print(json.dumps({"laws": found.laws, "rows": found.rows, "refused": found.refused}))
@@ -128,7 +125,8 @@ def optimise(
         typer.Option(help="Target, or target=weight (repeatable); all alike if not given."),
     ] = None,
     supply: Annotated[
-        list[str] | None, typer.Option(help="Tokens there, as in code=5e9 (repeatable).")
+        list[str] | None,
+        typer.Option(help="Tokens there: code=5e9 (repeatable), or a file of `tamis mix count`."),
     ] = None,
     tokens: Annotated[float | None, typer.Option(help="Tokens wanted in all.")] = None,
     epochs: Annotated[float, typer.Option(help="How often a token may be seen.")] = 4,
@@ -141,7 +139,8 @@ def optimise(
     natural: Annotated[
         list[str] | None,
         typer.Option(
-            help="Share in the natural mixture, as in web=60 (one a domain); the supply if not."
+            help="Share in the natural mixture: web=60 (one a domain), or a file of `tamis mix "
+            "count`; the supply if not given."
         ),
     ] = None,
     kl: Annotated[
@@ -156,6 +155,9 @@ def optimise(
     front: Annotated[
         bool, typer.Option("--front", help="The Pareto front of the targets instead.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the mixture, as `tamis mix apply` takes it.")
+    ] = None,
     steps: Annotated[float | None, typer.Option(help="Steps to predict for.")] = None,
     size: Annotated[float | None, typer.Option(help="Size to predict for.")] = None,
     as_json: AsJson = False,
@@ -165,17 +167,18 @@ def optimise(
     from tamis.selectors.mixture_constraints import MixtureLimits
     from tamis.selectors.mixture_optimum import optimise as best
     from tamis.selectors.mixture_optimum import pareto
+    from tamis.selectors.mixture_plan import MixturePlan
     from tamis.storage.errors import UserError
 
     if method not in ("search", "regmix"):
         raise UserError(f"--method: expected search or regmix, found {method!r}")
     fitted = load_fit(fit)
     limits = MixtureLimits(
-        supply=_numbers(supply, "--supply"),
+        supply=supplies(supply),
         tokens=tokens,
         epochs=epochs,
-        floor=_numbers(floor, "--floor"),
-        ceiling=_numbers(ceiling, "--ceiling"),
+        floor=numbers(floor, "--floor"),
+        ceiling=numbers(ceiling, "--ceiling"),
         beyond_runs=beyond_runs,
     )
     given = {"steps": steps, "size": size}
@@ -183,9 +186,11 @@ def optimise(
     weights = {
         name: value
         for text in target or ()
-        for name, value in _numbers([text if "=" in text else f"{text}=1"], "--target").items()
+        for name, value in numbers([text if "=" in text else f"{text}=1"], "--target").items()
     }
     if front:
+        if out is not None:
+            raise UserError("--out: a front is many mixtures", mend="leave --front out")
         points = pareto(
             fitted, list(weights) or fitted.targets, limits=limits, covariates=covariates
         )
@@ -195,15 +200,22 @@ def optimise(
         fitted,
         weights or None,
         limits=limits,
-        natural=_numbers(natural, "--natural") or None,
+        natural=supplies(natural, "--natural") or None,
         kl=kl,
         method="regmix" if method == "regmix" else "search",
         covariates=covariates,
     )
+    if out is not None:
+        MixturePlan.of(
+            dict(zip(found.domains, found.mixture.tolist(), strict=True)),
+            origin={"method": method, "law": fitted.fit.law, "fit": fit, "targets": weights},
+        ).save(out)
     if as_json:
         print(json.dumps(found.as_json()))
-    else:
-        _tell_optimum(found)
+        return
+    _tell_optimum(found)
+    if out is not None:
+        say(f"mixture  {out}")
 
 
 def laws(
@@ -243,38 +255,10 @@ def laws(
     )
 
 
-def _runs(
-    path: str,
-    mix: str,
-    target: list[str] | None,
-    where: str | None,
-    covariates: list[str] | None = None,
-) -> "Runs":
-    from tamis.scoring.mixture_runs import LOSS, read_runs
-
-    # A prefix ends in no whole column's name; names are told by their commas.
-    columns = [name for name in mix.split(",") if name] if "," in mix or not mix else mix
-    return read_runs(path, where=where, mix=columns, target=target or LOSS, covariates=covariates)
-
-
 def _law(text: str) -> dict[str, Any]:
     """A law with parameters, given as ``name:parameter=value,parameter=value``."""
     name, _, rest = text.partition(":")
     return {"law": name, **parameters(rest.split(",") if rest else [])}
-
-
-def _numbers(given: list[str] | None, option: str) -> dict[str, float]:
-    """Numbers by name, given as ``name=number``."""
-    from tamis.storage.errors import UserError
-
-    found = {}
-    for text in given or ():
-        name, value = pair(text, option)
-        try:
-            found[name] = float(value)
-        except ValueError:
-            raise UserError(f"{option}: expected name=number, found {text!r}") from None
-    return found
 
 
 def _told(fitted: "Fitted", out: Path) -> dict[str, Any]:

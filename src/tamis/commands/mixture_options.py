@@ -1,0 +1,60 @@
+"""Options that commands about mixtures share, and how their values are read."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tamis.commands.options import pair
+
+if TYPE_CHECKING:
+    from tamis.scoring.mixture_runs import Runs
+
+RunsFile = Annotated[
+    str, typer.Argument(metavar="RUNS", help="Table of runs: Parquet, CSV or JSON lines.")
+]
+Mix = Annotated[
+    str,
+    typer.Option(help="Prefix of the columns of proportions, or their names joined by commas."),
+]
+Target = Annotated[
+    list[str] | None, typer.Option(help="Column of a loss (repeatable); all `loss_*` if not given.")
+]
+Where = Annotated[str | None, typer.Option(help="SQL condition that runs must meet.")]
+
+
+def runs_from(
+    path: str,
+    mix: str,
+    target: list[str] | None,
+    where: str | None,
+    covariates: list[str] | None = None,
+) -> "Runs":
+    """Runs of a file, as the options of a command name its columns."""
+    from tamis.scoring.mixture_runs import LOSS, read_runs
+
+    # A prefix ends in no whole column's name; names are told by their commas.
+    columns = [name for name in mix.split(",") if name] if "," in mix or not mix else mix
+    return read_runs(path, where=where, mix=columns, target=target or LOSS, covariates=covariates)
+
+
+def numbers(given: list[str] | None, option: str) -> dict[str, float]:
+    """Numbers by name, given as ``name=number``."""
+    from tamis.storage.errors import UserError
+
+    found = {}
+    for text in given or ():
+        name, value = pair(text, option)
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise UserError(f"{option}: expected name=number, found {text!r}") from None
+    return found
+
+
+def supplies(given: list[str] | None, option: str = "--supply") -> dict[str, float]:
+    """Amounts by domain, given as ``name=number``, or as a file of `tamis mix count`."""
+    from tamis.selectors.domain_supply import load_supply
+
+    if given and len(given) == 1 and given[0].endswith(".json"):
+        return load_supply(given[0]).of()
+    return numbers(given, option)
