@@ -167,8 +167,8 @@ def optimise(
     from tamis.selectors.mixture_constraints import MixtureLimits
     from tamis.selectors.mixture_optimum import optimise as best
     from tamis.selectors.mixture_optimum import pareto
-    from tamis.selectors.mixture_plan import MixturePlan
     from tamis.storage.errors import UserError
+    from tamis.storage.mixture_plan import MixturePlan
 
     if method not in ("search", "regmix"):
         raise UserError(f"--method: expected search or regmix, found {method!r}")

@@ -53,7 +53,7 @@ def numbers(given: list[str] | None, option: str) -> dict[str, float]:
 
 def supplies(given: list[str] | None, option: str = "--supply") -> dict[str, float]:
     """Amounts by domain, given as ``name=number``, or as a file of `tamis mix count`."""
-    from tamis.selectors.domain_supply import load_supply
+    from tamis.storage.domain_supply import load_supply
 
     if given and len(given) == 1 and given[0].endswith(".json"):
         return load_supply(given[0]).of()

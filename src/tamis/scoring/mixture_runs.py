@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from tamis.storage.errors import UserError
 from tamis.storage.files import digest_of
+from tamis.storage.mixture_plan import ROUNDING
 
 if TYPE_CHECKING:
     from polars import DataFrame
@@ -33,9 +34,6 @@ Ints = npt.NDArray[np.int64]
 
 #: Prefix of the columns that hold proportions, and of those that hold losses.
 MIX, LOSS = "mix_", "loss_"
-#: How far from 1 proportions may sum and still be rounding; those of public tables sum to .996 to
-#: 1.003. The bound itself is unconfirmed.
-ROUNDING = 0.01
 #: Columns besides proportions that a law may read.
 COVARIATES = ("steps", "size", "tokens")
 
