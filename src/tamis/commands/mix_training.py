@@ -1,12 +1,22 @@
 """Commands that train proxies: a corpus into tokens, and small runs of a design."""
 
 import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tamis.commands.options import AsJson, Format, Id, MaxQuarantine, Memory, Text, Workers
+from tamis.commands.options import (
+    AsJson,
+    Format,
+    Id,
+    MaxQuarantine,
+    Memory,
+    Text,
+    Workers,
+    parameters,
+)
 from tamis.console import progress, say, table
 
 if TYPE_CHECKING:
@@ -67,6 +77,78 @@ def tokenise(
         print(json.dumps(found.manifest.model_dump(mode="json")))
         return
     _tell_tokens(found)
+
+
+def train(
+    tokens: Annotated[str, typer.Argument(metavar="TOKENS", help="Of `tamis mix tokenise`.")],
+    design: Annotated[
+        str, typer.Argument(metavar="DESIGN", help="Table with columns mix_*, or a mixture (JSON).")
+    ],
+    out: Annotated[str, typer.Argument(metavar="RUNS", help="Parquet file of the runs.")],
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimiser.")] = 500,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, help="A run for each (repeatable); 0 if not given.")
+    ] = None,
+    size: Annotated[str, typer.Option(help="tiny, small or 1m.")] = "tiny",
+    rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences a step.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens a sequence.")] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(help="Further setting, as in layers=6 or warmup=0.1 (repeatable)."),
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="How often a domain may be seen.")] = 4,
+    curve: Annotated[int, typer.Option(help="Measure also every so many steps.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs beside each other; as many as cores if not.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Train a small model on every mixture of a design, and measure its loss on all domains."""
+    from tamis.flows.proxy_runs import proxy_settings, read_design, train_design
+
+    given = {"rate": rate, "batch": batch, "context": context}
+    shape: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    shape |= {"steps": steps, "epochs": epochs, "curve": curve, "device": device}
+    settings = [
+        proxy_settings(size, **{**shape, **parameters(param or []), "seed": one})
+        for one in seed or [0]
+    ]
+    found = train_design(
+        tokens,
+        read_design(design),
+        out,
+        settings,
+        workers=workers,
+        told=None if as_json else _tell_run,
+    )
+    losses = [name for name in found.columns if name.startswith("loss_")]
+    if as_json:
+        print(json.dumps({"runs": len(found), "losses": losses, "table": out}))
+        return
+    table(
+        ("loss", "least", "mean", "most"),
+        [
+            [
+                name,
+                *(
+                    f"{value:.4f}"
+                    for value in (min(column), sum(column) / len(column), max(column))
+                ),
+            ]
+            for name in losses
+            for column in [found[name].to_list()]
+        ],
+    )
+    say(f"runs     {out} ({len(found):,} rows)")
+    say(f"try      tamis mix compare {out}")
+
+
+def _tell_run(done: int, runs: int, rate: float, left: float) -> None:
+    """A line a run, with rate and time left."""
+    ahead = f", {left / 60:.1f} min left" if done < runs else ""
+    print(f"tamis: run {done:,} of {runs:,}: {rate:,.0f} tokens/s{ahead}", file=sys.stderr)
 
 
 def _tell_tokens(found: "TokenShards") -> None:
