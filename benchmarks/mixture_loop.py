@@ -26,7 +26,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +67,7 @@ LEVEL = 0.9
 VALIDATION, OUTSIDE_SAMPLE = 0.25, 0.4
 #: Dirichlet strengths of the design: RegMix's own 0.1 to 5, which are for 17 domains, would leave
 #: most runs with one or two of six.
-STRENGTHS = (1, 10)
+STRENGTHS = (2, 20)
 COLOURS = {
     "run of the design": "grey",
     "random": "green",
@@ -166,41 +165,18 @@ def designed(given: Setting, tokens: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def trained(
-    given: Setting, tokens: Path, name: str, jobs: Sequence[tuple[pl.DataFrame, int, int]]
+    given: Setting, name: str, mixtures: pl.DataFrame, steps: int, seeds: Sequence[int]
 ) -> pl.DataFrame:
-    """Runs of all jobs, each a table of mixtures, the steps and a seed."""
-    folder = given.work / name
-    folder.mkdir(exist_ok=True)
-    calls = []
-    for number, (mixtures, steps, seed) in enumerate(jobs):
-        table, out = folder / f"{number}-design.parquet", folder / f"{number}-runs.parquet"
-        mixtures.write_parquet(table)
-        calls.append((table, out, steps, seed))
-
-    def train(call: tuple[Path, Path, int, int]) -> pl.DataFrame:
-        table, out, steps, seed = call
-        settings = {
-            "steps": steps,
-            "seed": seed,
-            "batch": given.batch,
-            "context": given.context,
-            "width": given.width,
-            "layers": given.layers,
-            "rate": given.rate,
-            # A window's rounding may take a mixture at the limit a little beyond it.
-            "epochs": 1.05 * given.epochs,
-        }
-        flags = [part for key, value in settings.items() for part in (f"--{key}", value)]
-        tamis("mix", "train", tokens, table, out, *flags)
-        return pl.read_parquet(out)
-
-    with ThreadPoolExecutor(given.workers) as pool:
-        return pl.concat(list(pool.map(train, calls)))
-
-
-def halves(table: pl.DataFrame, parts: int) -> list[pl.DataFrame]:
-    """Rows dealt out to as many parts, so that no worker waits for long."""
-    return [table[start::parts] for start in range(min(parts, len(table)))]
+    """Runs of every mixture with every seed."""
+    table, out = given.work / f"{name}-design.parquet", given.work / f"{name}-runs.parquet"
+    mixtures.write_parquet(table)
+    # A window's rounding may take a mixture at the limit a little beyond it.
+    flags = ["--steps", steps, "--epochs", 1.05 * given.epochs, "--workers", given.workers]
+    flags += [f"--{key}={getattr(given, key)}" for key in ("batch", "context", "rate")]
+    flags += [f"--param={key}={getattr(given, key)}" for key in ("width", "layers")]
+    flags += [f"--seed={seed}" for seed in seeds]
+    tamis("mix", "train", given.work / "tokens", table, out, *flags)
+    return pl.read_parquet(out)
 
 
 class Objective:
@@ -286,9 +262,9 @@ def validation(
     return mixtures
 
 
-def as_table(mixtures: Floats, first: int = 0) -> pl.DataFrame:
+def as_table(mixtures: Floats) -> pl.DataFrame:
     columns = {f"mix_{domain}": mixtures[:, j] for j, domain in enumerate(DOMAINS)}
-    return pl.DataFrame({"run": np.arange(first, first + len(mixtures)), **columns})
+    return pl.DataFrame({"run": np.arange(len(mixtures)), **columns})
 
 
 def tell_laws(laws: dict[str, Fitted], random: Floats, seen: dict[str, Floats]) -> None:
@@ -424,13 +400,13 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="domains_text.parquet")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--svg", type=Path, help="where to draw predicted against observed")
-    parser.add_argument("--sample", type=float, default=0.08, help="share of the rows")
+    parser.add_argument("--sample", type=float, default=0.06, help="share of the rows")
     parser.add_argument("--vocabulary", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rate", type=float, default=4e-3)
     parser.add_argument("--runs", type=int, default=32, help="mixtures of the design")
     parser.add_argument("--random", type=int, default=6, help="new mixtures to validate")
@@ -452,18 +428,20 @@ def main() -> None:
     supply = supply_of(tokens)
     print(f"{given.tokens:,} tokens a run; supply {supply}\n")
     table, new = designed(given, tokens)
-    jobs = [(part, given.steps, 0) for part in halves(table, given.workers)]
-    jobs += [(table[: given.repeated], given.steps, seed) for seed in (1, 2) if given.repeated]
-    design = trained(given, tokens, "design-runs", jobs)
+    design = trained(given, "first", table, given.steps, [0])
+    if given.repeated:
+        again = trained(given, "repeated", table[: given.repeated], given.steps, [1, 2])
+        design = pl.concat([design, again])
     laws = fitted_laws(design)
     mixtures = validation(given, tokens, laws, new)
     table = as_table(np.array(list(mixtures.values())))
     seeds = range(10, 10 + given.seeds)
-    jobs = [(part, given.steps, seed) for seed in seeds for part in halves(table, given.workers)]
-    runs = trained(given, tokens, "validation-runs", jobs)
+    runs = trained(given, "validation", table, given.steps, seeds)
     natural = as_table(mixtures["natural"][None])
-    jobs = [(natural, given.steps * n // 2, seed) for n in (3, 4) for seed in list(seeds)[:2]]
-    longer = trained(given, tokens, "longer-runs", jobs)
+    longer = pl.concat(
+        trained(given, f"natural-{steps}", natural, steps, seeds[:2])
+        for steps in (given.steps * 3 // 2, given.steps * 2)
+    )
     report(given, laws, design, mixtures, runs, longer, svg)
 
 
