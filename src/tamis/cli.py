@@ -6,7 +6,16 @@ from typing import Annotated, NoReturn
 import typer
 
 from tamis import __version__
-from tamis.commands import (dynamics, looking, mix_designs, mix_training, mix_weights, mixing, running, scoring,)
+from tamis.commands import (
+    dynamics,
+    looking,
+    mix_designs,
+    mix_training,
+    mix_weights,
+    mixing,
+    running,
+    scoring,
+)
 
 app = typer.Typer(
     name="tamis",
