@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from tamis import __version__
-from tamis.commands import dynamics, looking, mixing, running, scoring
+from tamis.commands import dynamics, looking, mix_draws, mixing, running, scoring
 
 app = typer.Typer(
     name="tamis",
@@ -43,6 +43,7 @@ mix_app.command()(mixing.fit)
 mix_app.command()(mixing.compare)
 mix_app.command()(mixing.optimise)
 mix_app.command()(mixing.laws)
+mix_app.command()(mix_draws.apply)
 recipe_app.command("schema")(looking.recipe_schema)
 recipe_app.command("check")(looking.recipe_check)
 

@@ -100,7 +100,7 @@ class MixturePlan(BaseModel):
             {"share": share, "mixture": dict(mixture)}
             for share, mixture in zip(lengths, mixtures, strict=True)
         ]
-        return _checked({"phases": phases, "origin": dict(origin or {})}, "mixture")
+        return check_plan({"phases": phases, "origin": dict(origin or {})}, "mixture")
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -136,10 +136,15 @@ def load_plan(path: str | Path) -> MixturePlan:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"not JSON: {error}", where=str(path)) from None
-    return _checked(given, str(path))
+    return check_plan(given, str(path))
 
 
-def _checked(given: Any, where: str) -> MixturePlan:
+def check_plan(given: Any, where: str) -> MixturePlan:
+    """A plan from plain data, such as the content of a mixture file.
+
+    Raises:
+        UserError: as `load_plan`.
+    """
     try:
         return MixturePlan.model_validate(given)
     except ValidationError as error:
