@@ -93,6 +93,16 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "d4": {"embedding": "vector", "fraction": 0.5},
     "cluster": {"embedding": "vector"},
     "random_subset": {"fraction": 0.3, "epoch": 4},
+    "mixture_draw": {
+        "mixture": {
+            "phases": [
+                {"share": 3, "mixture": {"0": 0.5, "1": 0.3, "2": 0.2}},
+                {"share": 1, "mixture": {"0": 0.1, "1": 0.9, "2": 0.0}},
+            ]
+        },
+        "by": "number",
+        "tokens": 9000,
+    },
     "repeats": {},
     "repetition_risk": {"near": 0.7, "max_repeats": 1},
     "representative_sample": {"embedding": "vector", "rows": 40},
@@ -216,6 +226,9 @@ def digest_of_operator(name: str) -> str:
                 table.with_columns(label=pl.col("number") % 3),
                 {**roles, "label": "label"},
             )
+        if "domain" in cls.roles:
+            table = table.with_columns(domain=(pl.col("number") % 3).cast(pl.String))
+            roles = {**roles, "domain": "domain"}
         if name in ("aum_threshold", "confident_learning", "label_consensus"):
             table = table.hstack(pl.from_arrow(of_probes(len(table))).drop("probe_logits"))
         table.write_parquet(path)

@@ -69,6 +69,7 @@ from tamis.selectors import (  # noqa: F401
     label_review,
     label_weight,
     loss_rules,
+    mixture_draw,
     near_dedup,
     ngram_likelihood,
     probe,
