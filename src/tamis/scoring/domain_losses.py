@@ -201,20 +201,12 @@ def _scan(path: str) -> "pl.LazyFrame":
 
 def _long(table: "pl.LazyFrame", columns: Columns) -> "pl.DataFrame":
     """Cells of a table with a row for every step and domain."""
-    import polars as pl
 
     schema = _having(table, columns.step, columns.domain, columns.loss)
     wanted = [_step(columns, schema), _domain(columns), _number(columns.loss, schema, "loss")]
     if columns.reference in schema:
         wanted.append(_number(columns.reference, schema, "reference"))
-    cells = table.select(wanted).collect()
-    twice = cells.group_by("step", "domain").len().filter(pl.col("len") > 1).sort("step", "domain")
-    for row in twice.head(1).iter_rows(named=True):
-        raise UserError(
-            f"step {row['step']:g} has {row['len']} losses of {row['domain']!r}",
-            mend="remove what is double; if rows are documents, say so (--documents)",
-        )
-    return cells
+    return table.select(wanted).collect()
 
 
 def _wide(table: "pl.LazyFrame", columns: Columns) -> "pl.DataFrame":
@@ -234,8 +226,6 @@ def _wide(table: "pl.LazyFrame", columns: Columns) -> "pl.DataFrame":
         lacking = (REFERENCE if other in domains else LOSS) + other
         raise UserError(f"no column {lacking!r}", mend="both models' losses are needed")
     frame = table.with_columns(_step(columns, schema)).collect()
-    for step in frame["step"].filter(frame["step"].is_duplicated()).sort().head(1):
-        raise UserError(f"step {step:g} is there twice", mend="keep one row for every step")
     parts = []
     for domain in domains:
         wanted = ["step", pl.lit(domain).alias("domain"), _number(LOSS + domain, schema, "loss")]
@@ -310,11 +300,20 @@ def _grid(cells: "pl.DataFrame", missing: Missing) -> DomainLosses:
 
     if not len(cells):
         raise UserError("no losses", mend="the table has no rows")
-    if nameless := cells["domain"].null_count():
+    counts = [name for name in ("rows", "unscored") if name in cells.columns]
+    without = cells.filter(pl.col("domain").is_null())
+    if nameless := int(sum(without[name].sum() for name in counts) if counts else len(without)):
         raise UserError(f"{nameless:,} rows have no domain", mend="name it, or leave them out")
     whole = (pl.col("step") == pl.col("step").round()) & (pl.col("step").abs() < 2**53)
     for step in cells.filter(~whole.fill_null(False))["step"].head(1):
         raise UserError(f"step {step}: expected a whole number")
+    cells = cells.sort("step", "domain")
+    double = cells.select(pl.struct("step", "domain").is_duplicated()).to_series()
+    for name, step in cells.filter(double).select("domain", "step").head(1).iter_rows():
+        raise UserError(
+            f"step {step:g} has more than one loss of {name!r}",
+            mend="remove what is double; if rows are documents, say so (--documents)",
+        )
     steps, row = np.unique(cells["step"].cast(pl.Int64).to_numpy(), return_inverse=True)
     names, column = np.unique(cells["domain"].to_numpy().astype(str), return_inverse=True)
     domains = tuple(map(str, names))
@@ -355,8 +354,8 @@ def _grid(cells: "pl.DataFrame", missing: Missing) -> DomainLosses:
             "expected: divide sums over tokens by their number, multiply bits by 0.6931"
         )
     rows: dict[str, int] = {}
-    if "rows" in cells.columns:
-        by_domain = cells.group_by("domain").agg(pl.col("rows", "unscored").sum()).sort("domain")
+    if counts:
+        by_domain = cells.group_by("domain").agg(pl.col(counts).sum()).sort("domain")
         rows = dict(zip(by_domain["domain"].to_list(), by_domain["rows"].to_list(), strict=True))
         if unscored := int(by_domain["unscored"].sum()):
             share = unscored / (unscored + sum(rows.values()))
