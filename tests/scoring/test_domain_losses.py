@@ -149,7 +149,19 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "losses.csv").write_text("step,domain,loss\n0,web,-1\n")
     with pytest.raises(UserError, match=r"losses\.csv: step 0: the loss of 'web' is -1"):
         read_losses(tmp_path / "losses.csv")
-    with pytest.raises(UserError, match=r"end in '\.csv', '\.parquet'"):
+    with pytest.raises(UserError, match=r"files that end in \.csv, \.parquet"):
+        read_losses(tmp_path, documents=True)
+
+
+def test_a_folder_of_documents_may_hold_a_card(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# A dataset")
+    with pytest.raises(UserError, match="no table among the files"):
+        read_losses(tmp_path, documents=True)
+    documents(50).write_ndjson(tmp_path / "part.jsonl")
+    found = read_losses(tmp_path, documents=True)
+    assert found.losses.tobytes() == losses_of(documents(50), documents=True).losses.tobytes()
+    documents(50).write_csv(tmp_path / "part.csv")
+    with pytest.raises(UserError, match=r"files that end in \.csv, \.jsonl"):
         read_losses(tmp_path, documents=True)
 
 

@@ -205,8 +205,10 @@ def group_dro(
     from tamis.selectors.robust_weights import group_dro as raised
 
     columns = Columns(step, domain, loss, tokens=token_column)
-    there = supplies(supply, unit="rows")
     given = _losses(losses, columns, missing, documents)
+    there = supplies(supply, unit="rows")
+    if not there and len(given.steps) == 1:
+        there = dict(given.rows)  # of documents, each of which is there once
     path = raised(given, rate=rate, adjustment=adjustment, sizes=there or None)
     found = _plan(losses, path, result)
     _tell_robust(path, *_limited(found, there, tokens, epochs, cap), trace, out, as_json)
@@ -341,10 +343,11 @@ def _tell_robust(
         print(json.dumps(told))
         return
     _tell(plan, weighed, _loss_columns(path, plan.origin["result"]))
+    steps = len(path.losses.steps)
+    over = f" ({worst['first']:.4f} at the first of {steps:,} steps)" if steps > 1 else ""
     say(
-        f"worst    {worst['domain']}: loss {worst['loss']:.4f} at the last of "
-        f"{len(path.losses.steps):,} steps ({worst['first']:.4f} at the first); mean of domains "
-        f"{worst['mean']:.4f}, by their last weights {worst['weighted']:.4f}"
+        f"worst    {worst['domain']}: loss {worst['loss']:.4f}{over}; mean of domains "
+        f"{worst['mean']:.4f}, by the last weights {worst['weighted']:.4f}"
     )
     for note in path.notes():
         say(note)

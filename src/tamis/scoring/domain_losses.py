@@ -35,6 +35,7 @@ _LARGEST = 1e9
 #: Losses of documents are summed as whole multiples of 2^-40 in 128 bits, so that no order of rows,
 #: files or threads changes a sum.
 _BITS = 40
+_ENDINGS = (".parquet", ".csv", ".jsonl", ".ndjson")
 _EXPECTED = "losses are nats a token, 0 or more (log-probabilities have the other sign)"
 
 Missing = Literal["refuse", "carry"]
@@ -183,20 +184,19 @@ def _scan(path: str) -> "pl.LazyFrame":
     from tamis.storage.inputs import find_files
     from tamis.storage.tables import scan
 
-    files = find_files(path)
+    # A dataset's folder holds a card beside its data.
+    files = [file for file in find_files(path) if file.suffix in _ENDINGS]
     endings = sorted({file.suffix for file in files})
+    if not files or len(endings) > 1:
+        raise UserError(
+            f"files that end in {', '.join(endings)}" if files else "no table among the files",
+            where=path,
+            mend=f"give files of one kind of {', '.join(_ENDINGS)}",
+        )
     if endings == [".parquet"]:
         return scan(files)
     local = [str(file) for file in files]
-    if endings == [".csv"]:
-        return pl.scan_csv(local)
-    if endings in ([".jsonl"], [".ndjson"]):
-        return pl.scan_ndjson(local)
-    raise UserError(
-        f"files that end in {', '.join(map(repr, endings))}",
-        where=path,
-        mend="give files of one kind: .parquet, .csv, .jsonl or .ndjson",
-    )
+    return pl.scan_csv(local) if endings == [".csv"] else pl.scan_ndjson(local)
 
 
 def _long(table: "pl.LazyFrame", columns: Columns) -> "pl.DataFrame":
