@@ -248,46 +248,53 @@ def _folded(table: "pl.LazyFrame", columns: Columns) -> "pl.DataFrame":
         wanted["tokens"] = columns.tokens
     given = [_number(column, schema, name) for name, column in wanted.items()]
     given.append(_step(columns, schema) if columns.step in schema else pl.lit(0.0).alias("step"))
-    if "tokens" not in wanted:
-        given.append(pl.lit(1.0).alias("tokens"))
     rows = table.select(_domain(columns), *given)
     losses = [name for name in wanted if name != "tokens"]
     scored = pl.col("loss").is_not_null()
-    sound = pl.all_horizontal(
-        pl.col(*losses).is_between(0, _LARGEST), pl.col("tokens").is_between(1, _LARGEST)
-    ).fill_null(False)
-
-    def total(value: "pl.Expr") -> "pl.Expr":
-        parts = (value * pl.col("tokens") * 2.0**_BITS).filter(scored & sound)
-        return parts.round().cast(pl.Int128).sum()
-
+    sound = [pl.col(*losses).is_between(0, _LARGEST)]
     sums = {name: pl.col(name) for name in losses}
     if "reference" in wanted:
         sums["excess"] = (pl.col("loss") - pl.col("reference")).clip(0)
+    if "tokens" in wanted:
+        sound.append(pl.col("tokens").is_between(1, _LARGEST))
+        sums = {name: value * pl.col("tokens") for name, value in sums.items()}
+        sums["tokens"] = pl.col("tokens")
+    usable = scored & pl.all_horizontal(sound).fill_null(False)
     found = (
-        rows.group_by("step", "domain")
-        .agg(
-            scored.sum().alias("rows"),
-            (~scored).sum().alias("unscored"),
-            (scored & ~sound).sum().alias("unsound"),
-            total(pl.lit(1.0)).alias("tokens"),
-            *(total(value).alias(name) for name, value in sums.items()),
+        rows.select(
+            *("step", "domain", scored.alias("rows"), usable.alias("usable")),
+            *(
+                pl.when(usable)
+                .then(value * 2.0**_BITS)
+                .otherwise(0.0)
+                .round()
+                .cast(pl.Int128)
+                .alias(name)
+                for name, value in sums.items()
+            ),
         )
+        .group_by("step", "domain")
+        .agg(pl.len().alias("all"), pl.col("rows", "usable", *sums).sum())
+        .with_columns(unscored=pl.col("all") - pl.col("rows"))
         .sort("step", "domain")
         .collect(engine="streaming")
     )
-    if unsound := found["unsound"].sum():
-        row = rows.filter(scored & ~sound).sort("domain", *wanted).head(1).collect()
+    if unsound := int(found.select(pl.col("rows").sum() - pl.col("usable").sum()).item()):
+        row = rows.filter(scored & ~usable).sort("domain", *wanted).head(1).collect()
         said = ", ".join(f"{column} {row[name][0]}" for name, column in wanted.items())
         raise UserError(
             f"{unsound:,} documents cannot be used; one of {row['domain'][0]!r} has {said}",
             mend=f"{_EXPECTED}; a document has 1 token or more",
         )
+    if "tokens" in wanted:
+        weights = found["tokens"].to_list()
+    else:
+        weights = [count << _BITS for count in found["rows"].to_list()]
     # The quotient of whole numbers is the nearest float; a cell without any is missing.
-    tokens = found["tokens"].to_list()
     means = {
-        name: [s / t if t else None for s, t in zip(found[name].to_list(), tokens, strict=True)]
+        name: [s / w if w else None for s, w in zip(found[name].to_list(), weights, strict=True)]
         for name in sums
+        if name != "tokens"
     }
     return found.select("step", "domain", "rows", "unscored").with_columns(
         *(pl.Series(name, values, pl.Float64) for name, values in means.items())
