@@ -6,7 +6,16 @@ from typing import Annotated, NoReturn
 import typer
 
 from tamis import __version__
-from tamis.commands import dynamics, looking, mix_weights, mixing, running, scoring
+from tamis.commands import (
+    dynamics,
+    looking,
+    mix_designs,
+    mix_training,
+    mix_weights,
+    mixing,
+    running,
+    scoring,
+)
 
 app = typer.Typer(
     name="tamis",
@@ -43,6 +52,9 @@ mix_app.command()(mixing.fit)
 mix_app.command()(mixing.compare)
 mix_app.command()(mixing.optimise)
 mix_app.command()(mixing.laws)
+mix_app.command()(mix_designs.design)
+mix_app.command()(mix_training.tokenise)
+mix_app.command()(mix_training.train)
 mix_app.add_typer(mix_weights.weights_app, name="weights")
 recipe_app.command("schema")(looking.recipe_schema)
 recipe_app.command("check")(looking.recipe_check)

@@ -1,0 +1,149 @@
+"""The command that says which small runs to do next."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tamis.commands.mixture_options import numbers, supplies
+from tamis.commands.options import AsJson
+from tamis.console import say, table
+
+if TYPE_CHECKING:
+    from tamis.selectors.mixture_constraints import MixtureLimits
+    from tamis.selectors.mixture_design import Design
+
+
+def design(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Table of runs to do: Parquet, CSV or JSON lines.")
+    ],
+    prior: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The natural mixture: web=60 (one a domain), or a file of `tamis mix count`; the "
+            "supply if not given."
+        ),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Runs to fit a law to.")] = 24,
+    validation: Annotated[int, typer.Option(min=0, help="Further runs, to judge the law by.")] = 0,
+    supply: Annotated[
+        list[str] | None,
+        typer.Option(help="Tokens there: code=5e9 (repeatable), or a file of `tamis mix count`."),
+    ] = None,
+    tokens: Annotated[float | None, typer.Option(help="Tokens a run is trained on.")] = None,
+    epochs: Annotated[float, typer.Option(help="How often a token may be seen.")] = 4,
+    floor: Annotated[
+        list[str] | None, typer.Option(help="Least proportion, as in code=0.1 (repeatable).")
+    ] = None,
+    ceiling: Annotated[
+        list[str] | None, typer.Option(help="Largest proportion, as in web=0.5 (repeatable).")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 42,
+    strength_low: Annotated[
+        float, typer.Option(help="Least Dirichlet strength: runs of nearly one domain.")
+    ] = 0.1,
+    strength_high: Annotated[
+        float, typer.Option(help="Largest Dirichlet strength: runs near the mean.")
+    ] = 5.0,
+    power: Annotated[float, typer.Option(help="Of the natural mixture that draws are around.")] = (
+        0.5
+    ),
+    times_natural: Annotated[
+        float, typer.Option(help="Largest proportion, in natural ones.")
+    ] = 15.0,
+    least: Annotated[float, typer.Option(help="Proportions below it become 0.")] = 2e-4,
+    with_natural: Annotated[
+        bool,
+        typer.Option(
+            "--with-natural/--without-natural", help="The first run is the natural mixture."
+        ),
+    ] = True,
+    corners: Annotated[
+        bool, typer.Option("--corners", help="A run a domain with as much of it as may be.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write which small runs to do: mixtures around the natural one, as RegMix draws them."""
+    from pydantic import ValidationError
+
+    from tamis.selectors.mixture_constraints import MixtureLimits
+    from tamis.selectors.mixture_design import DirichletSettings, dirichlet_design
+    from tamis.storage.errors import UserError
+
+    there = supplies(supply)
+    if tokens is not None and not there:
+        raise UserError("--tokens: they bound nothing without a supply", mend="give --supply")
+    limits = MixtureLimits(
+        supply=there,
+        tokens=tokens,
+        epochs=epochs,
+        floor=numbers(floor, "--floor"),
+        ceiling=numbers(ceiling, "--ceiling"),
+    )
+    natural = supplies(prior, "--prior") or there
+    if not natural:
+        raise UserError(
+            "no natural mixture to draw around",
+            mend="--prior web=60 --prior code=40, or a file that `tamis mix count` wrote",
+        )
+    try:
+        settings = DirichletSettings(
+            power=power,
+            strength_low=strength_low,
+            strength_high=strength_high,
+            times_natural=times_natural,
+            least=least,
+            natural=with_natural,
+            corners=corners,
+            seed=seed,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise UserError(f"{option}: {first['msg']}") from None
+    found = dirichlet_design(natural, runs, validation=validation, limits=limits, settings=settings)
+    found.save(out)
+    _tell(found, limits, out, as_json)
+
+
+def _tell(found: "Design", limits: "MixtureLimits", out: Path, as_json: bool) -> None:
+    domains = found.summary(limits)
+    if as_json:
+        about = {
+            "design": str(out),
+            "runs": len(found.mixtures) - found.validation,
+            "validation": found.validation,
+            "domains": domains,
+            "notes": list(found.notes),
+        }
+        print(json.dumps(about))
+        return
+    repeats = any("epochs" in row for row in domains)
+    header = ["domain", "least", "mean", "most", "runs with it"]
+    table(
+        header + (["most epochs", "repeated in runs"] if repeats else []),
+        [
+            [
+                row["domain"],
+                *(f"{row[key]:.4f}" for key in ("least", "mean", "most")),
+                str(row["runs"]),
+                *(
+                    [
+                        f"{row['epochs']:.2f}" if "epochs" in row else "",
+                        str(row.get("repeated", "")),
+                    ]
+                    if repeats
+                    else []
+                ),
+            ]
+            for row in domains
+        ],
+    )
+    for note in found.notes:
+        say(note)
+    say(
+        f"design   {out}: {len(found.mixtures) - found.validation} runs"
+        + (f" and {found.validation} for validation" if found.validation else "")
+    )

@@ -1,0 +1,80 @@
+"""`tamis mix design`, as a user types it."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from tamis.cli import app
+from tamis.storage.domain_supply import Amount, Supply
+from tamis.storage.errors import UserError
+
+
+def tamis(*arguments: object) -> str:
+    found = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    return found.output
+
+
+@pytest.fixture
+def supply_file(tmp_path: Path) -> Path:
+    counted = {"web": 600, "code": 300, "law": 100}
+    domains = {name: Amount(rows=1, tokens=tokens) for name, tokens in counted.items()}
+    Supply(domains=domains).save(tmp_path / "supply.json")
+    return tmp_path / "supply.json"
+
+
+def test_the_same_runs_from_a_file_and_from_numbers(supply_file: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.parquet", tmp_path / "two.csv"
+    said = tamis("mix", "design", one, "--supply", supply_file, "--tokens", 1000, "--validation", 3)
+    assert "most epochs" in said
+    assert "24 runs and 3 for validation" in said
+    # fmt: off
+    told = json.loads(
+        tamis(
+            "mix", "design", two, "--prior", "web=600", "--prior", "code=300", "--prior", "law=100",
+            "--supply", "law=100", "--supply", "code=300", "--supply", "web=600",
+            "--tokens", 1000, "--epochs", 4, "--validation", 3, "--runs", 24, "--json",
+        )
+    )
+    # fmt: on
+    assert (told["runs"], told["validation"], told["notes"]) == (24, 3, [])
+    table = pl.read_parquet(one)
+    assert table.columns == ["run", "split", "mix_web", "mix_code", "mix_law"]
+    assert table["mix_law"].max() <= 0.4
+    other = pl.read_csv(two)
+    assert other["mix_code"].to_list() == pytest.approx(table["mix_code"].to_list(), abs=1e-12)
+
+
+def test_options_reach_the_design(supply_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs.jsonl"
+    # fmt: off
+    tamis(
+        "mix", "design", out, "--prior", supply_file, "--runs", 5, "--corners", "--seed", 3,
+        "--without-natural", "--floor", "law=0.05", "--ceiling", "web=0.7", "--strength-low", 2,
+        "--strength-high", 9, "--power", 1, "--times-natural", 3, "--least", 0.01,
+    )
+    # fmt: on
+    shares = pl.read_ndjson(out).select("mix_web", "mix_code", "mix_law").to_numpy()
+    assert shares.shape == (5, 3)
+    assert shares.min(axis=0)[2] == pytest.approx(0.05)
+    assert shares.max(axis=0).tolist() == pytest.approx([0.7, 0.9, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ((), "no natural mixture"),
+        (("--prior", "web=1", "--tokens", "5"), "--tokens"),
+        (("--prior", "web=1", "--least", "2"), "--least: Input should be less than 1"),
+        (("--prior", "web=1"), "'web' alone makes 1 mixture"),
+        (("--prior", "web"), "--prior: expected name=value"),
+    ],
+)
+def test_what_a_user_can_mend(arguments: tuple[str, ...], what: str, tmp_path: Path) -> None:
+    out = tmp_path / "runs.parquet"
+    with pytest.raises(UserError, match=what):
+        tamis("mix", "design", out, *arguments)
+    assert not out.exists()
