@@ -111,6 +111,9 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "reference_similarity": {"embedding": "vector", "references": [REFERENCE]},
     "importance_sample": {"embedding": "vector", "rows": 60, "target": REFERENCE},
     "importance_weight": {"embedding": "vector", "target": REFERENCE},
+    "kernel_mean_weight": {"embedding": "vector", "target": REFERENCE, "d": 2.0},
+    "propensity_weight": {"embedding": "vector", "target": REFERENCE, "l2": 1.0},
+    "row_weight": {"by": "number"},
     "sera": {"by": "number", "fraction": 0.4, "order": "middle", "high_quantile": 0.9},
     "high_loss": {"by": "number"},
     "dynamic_loss_weight": {"by": "number", "strategy": "mid"},
@@ -135,6 +138,11 @@ COLUMNS = {
         *(f"round(list_sum(probe_{name}), 2)" for name in ("margin", "loss", "entropy", "el2n")),
     ],
     "dynamic_loss_weight": ["round(dynamic_loss_weight, 9)"],
+    "kernel_mean_weight": ["round(kernel_mean_weight, 3)"],
+    "propensity_weight": [
+        "round(propensity_weight, 3)",
+        "round(propensity_weight_probability, 3)",
+    ],
     "label_consensus": [
         "round(label_consensus, 9)",
         "list_transform(label_consensus_votes, lambda vote: vote.rule)",

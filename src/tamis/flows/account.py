@@ -406,6 +406,9 @@ def stage_reports(run: Run) -> list[dict[str, Any]]:
             report["report"] = found.drops.report
             if stage.stage in lost:
                 report["groups_lost_later"] = lost[stage.stage]
+        scored = run.evaluated.get(stage.stage)
+        if scored is not None and scored.report:
+            report["report"] = scored.report
         if stage.stage in marked:
             report["marked"] = marked[stage.stage].counts
             report["report"] = marked[stage.stage].report
