@@ -45,11 +45,7 @@ def product(states: "Tensor", matrix: "Tensor") -> "Tensor":
     """
     import torch
 
-    if (
-        states.dtype == torch.float32
-        and not states.is_cuda
-        and torch.backends.mkldnn.is_available()
-    ):
+    if states.dtype == torch.float32 and not states.is_cuda and torch._C._has_mkldnn:
         found: Tensor = torch.ops.mkldnn._linear_pointwise(states, matrix, None, "none", [], "")
         return found
     return torch.mm(states, matrix.t())

@@ -22,9 +22,9 @@ _BLOCK = 1 << 23
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, matrix: Tensor) -> Tensor:
-        matrix = matrix.to(states.dtype)
-        ctx.save_for_backward(states, matrix)
-        return product(states, matrix)
+        same = matrix.to(states.dtype)
+        ctx.save_for_backward(states, same)
+        return product(states, same)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,8 @@ class _Norm(torch.autograd.Function):
         scale = square.div_(states.shape[-1]).add_(epsilon).rsqrt_()
         normed = states * scale
         ctx.save_for_backward(normed, scale, gain)
-        return (normed * gain).to(kind)
+        found: Tensor = (normed * gain).to(kind)
+        return found
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
