@@ -63,6 +63,10 @@ class ProxySettings(BaseModel):
     validation_tokens: int = Field(default=16384, ge=1, description="measured on at most, a domain")
     curve: int = Field(default=0, ge=0, description="measure every so many steps; 0: at the end")
     device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="of matrix products in training; losses are measured in float32",
+    )
 
     @model_validator(mode="after")
     def _even_heads(self) -> Self:
@@ -323,13 +327,14 @@ def _train(
         weight_decay=settings.weight_decay,
         fused=True,
     )
+    kind: torch.dtype = getattr(torch, settings.precision)
     seen = torch.zeros(settings.steps, device=settings.device)
     curve = []
     for step, batch in enumerate(batches):
         for group in optimiser.param_groups:
             group["lr"] = settings.rate * _rate(step, settings)
         rows = batch.to(settings.device)
-        loss = model.losses(rows[:, :-1], rows[:, 1:]).mean()
+        loss = model.mean_loss(rows[:, :-1], rows[:, 1:], kind)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -363,7 +368,6 @@ def _must_be_finite(seen: Tensor) -> None:
         )
 
 
-@torch.no_grad()
 def _measure(model: ProxyModel, rows: Tensor, settings: ProxySettings) -> float:
     """Mean loss of some windows in nats a token, summed in float64."""
     total = 0.0
