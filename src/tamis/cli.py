@@ -44,6 +44,7 @@ mix_app.command()(mixing.compare)
 mix_app.command()(mixing.optimise)
 mix_app.command()(mixing.laws)
 mix_app.command()(mix_draws.apply)
+mix_app.command()(mix_draws.count)
 recipe_app.command("schema")(looking.recipe_schema)
 recipe_app.command("check")(looking.recipe_check)
 
