@@ -58,6 +58,7 @@ mix_app.command()(mix_training.tokenise)
 mix_app.command()(mix_training.train)
 mix_app.add_typer(mix_weights.weights_app, name="weights")
 mix_app.command()(mix_draws.apply)
+mix_app.command()(mix_draws.count)
 recipe_app.command("schema")(looking.recipe_schema)
 recipe_app.command("check")(looking.recipe_check)
 

@@ -72,11 +72,11 @@ def numbers_of(column: pa.ChunkedArray) -> tuple[Int64s, pa.Array]:
     """For every value of a column a number from 0, nulls among them, and the values by number."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    codes = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
-    if isinstance(codes, pa.ChunkedArray):
-        codes = codes.chunk(0) if codes.num_chunks else pa.array([], pa.int32())
     if not len(column):
         return np.zeros(0, np.int64), pa.nulls(0, column.type)
+    codes = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
+    if isinstance(codes, pa.ChunkedArray):
+        codes = codes.chunk(0)
     return np.asarray(codes.indices, np.int64), codes.dictionary
 
 
