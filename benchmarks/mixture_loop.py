@@ -445,12 +445,9 @@ def main() -> None:
         design = pl.concat([design, again])
     laws = fitted_laws(design)
     best = optima(given, laws)
-    runs = pl.concat(
-        [
-            trained(given, "references", as_table(mixtures), given.steps, seeds),
-            trained(given, "optima", as_table(best, len(mixtures)), given.steps, seeds),
-        ]
-    )
+    ours = trained(given, "optima", as_table(best, len(mixtures)), given.steps, seeds)
+    others = trained(given, "references", as_table(mixtures), given.steps, seeds)
+    runs = pl.concat([others, ours])
     natural = as_table({"natural": mixtures["natural"]})
     longer = pl.concat(
         trained(given, f"natural-{steps}", natural, steps, seeds[:2])
