@@ -6,7 +6,17 @@ from typing import Annotated, NoReturn
 import typer
 
 from tamis import __version__
-from tamis.commands import dynamics, looking, mix_designs, mixing, running, scoring
+from tamis.commands import (
+    dynamics,
+    looking,
+    mix_designs,
+    mix_draws,
+    mix_training,
+    mix_weights,
+    mixing,
+    running,
+    scoring,
+)
 
 app = typer.Typer(
     name="tamis",
@@ -44,6 +54,11 @@ mix_app.command()(mixing.compare)
 mix_app.command()(mixing.optimise)
 mix_app.command()(mixing.laws)
 mix_app.command()(mix_designs.design)
+mix_app.command()(mix_training.tokenise)
+mix_app.command()(mix_training.train)
+mix_app.add_typer(mix_weights.weights_app, name="weights")
+mix_app.command()(mix_draws.apply)
+mix_app.command()(mix_draws.count)
 recipe_app.command("schema")(looking.recipe_schema)
 recipe_app.command("check")(looking.recipe_check)
 

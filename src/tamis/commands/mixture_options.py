@@ -8,6 +8,7 @@ from tamis.commands.options import pair
 
 if TYPE_CHECKING:
     from tamis.scoring.mixture_runs import Runs
+    from tamis.storage.domain_supply import Unit
 
 RunsFile = Annotated[
     str, typer.Argument(metavar="RUNS", help="Table of runs: Parquet, CSV or JSON lines.")
@@ -60,10 +61,15 @@ def weights(given: list[str] | None, option: str = "--target") -> dict[str, floa
     }
 
 
-def supplies(given: list[str] | None, option: str = "--supply") -> dict[str, float]:
-    """Amounts by domain, given as ``name=number``, or as a file of `tamis mix count`."""
+def supplies(
+    given: list[str] | None, option: str = "--supply", unit: "Unit | None" = None
+) -> dict[str, float]:
+    """Amounts by domain, given as ``name=number``, or as a file of `tamis mix count`.
+
+    Of a file the finest unit that was counted is taken, if none is given.
+    """
     from tamis.storage.domain_supply import load_supply
 
     if given and len(given) == 1 and given[0].endswith(".json"):
-        return load_supply(given[0]).of()
+        return load_supply(given[0]).of(unit)
     return numbers(given, option)

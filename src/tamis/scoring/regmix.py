@@ -9,6 +9,8 @@ figures).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -75,32 +77,37 @@ class RegMix(Fit):
         if stopping is None:
             held = folds_of(runs, max(2, round(1 / self.hold_out)), self.seed) == 0
             runs, stopping = runs.take(~held), runs.take(held)
+        params = {
+            "boosting": "gbdt",
+            "objective": "regression",
+            # Boosting stops by whichever of the two stops first, as published.
+            "metric": ["l1", "l2"],
+            "learning_rate": self.learning_rate,
+            "num_leaves": self.leaves,
+            "min_data_in_leaf": self.leaf_rows,
+            "seed": self.seed,
+            "verbosity": -1,
+            "num_threads": 1,
+            "deterministic": True,
+            "force_row_wise": True,
+        }
         found = []
-        for place in range(len(runs.targets)):
-            params = {
-                "boosting": "gbdt",
-                "objective": "regression",
-                # Boosting stops by whichever of the two stops first, as published.
-                "metric": ["l1", "l2"],
-                "learning_rate": self.learning_rate,
-                "num_leaves": self.leaves,
-                "min_data_in_leaf": self.leaf_rows,
-                "seed": self.seed,
-                "verbosity": -1,
-                "num_threads": 1,
-                "deterministic": True,
-                "force_row_wise": True,
-            }
-            data = lightgbm.Dataset(runs.mixtures, runs.losses[:, place], params=params)
-            seen = data.create_valid(stopping.mixtures, stopping.losses[:, place])
-            booster = lightgbm.train(
-                params,
-                data,
-                self.trees,
-                valid_sets=[seen],
-                callbacks=[lightgbm.early_stopping(self.early_stopping, verbose=False)],
-            )
-            found.append(booster.model_to_string(num_iteration=booster.best_iteration))
+        with TemporaryDirectory() as folder:
+            file = Path(folder, "trees.txt")
+            for place in range(len(runs.targets)):
+                data = lightgbm.Dataset(runs.mixtures, runs.losses[:, place], params=params)
+                seen = data.create_valid(stopping.mixtures, stopping.losses[:, place])
+                booster = lightgbm.train(
+                    params,
+                    data,
+                    self.trees,
+                    valid_sets=[seen],
+                    callbacks=[lightgbm.early_stopping(self.early_stopping, verbose=False)],
+                    keep_training_booster=True,  # else it is written as text and read again
+                )
+                # The same text as of `model_to_string`, which writes long ones twice.
+                booster.save_model(file, num_iteration=booster.best_iteration)
+                found.append(file.read_text(encoding="utf-8"))
         return TreesModel(runs.targets, len(runs.domains), tuple(found))
 
     def restore(self, state: Mapping[str, Any]) -> "TreesModel":

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 #: Text encoded in one call: the library holds about a hundred bytes for a token until it returns.
-_CALL_BYTES = 1 << 18
+CALL_BYTES = 1 << 18
 
 
 @cache
-def _tokenizer(path: str, digest: str) -> "Tokenizer":
+def open_tokenizer(path: str, digest: str) -> "Tokenizer":
     """The tokenizer of a file, told to give every token of every text and no padding."""
     from tokenizers import Tokenizer
 
@@ -108,10 +108,10 @@ class TokenCount(RowScorer):
 
     def _counted(self, text: pa.Array, offsets: Int64s) -> Int64s:
         assert self.tokenizer is not None
-        tokenizer = _tokenizer(str(self.tokenizer), digest_file(self.tokenizer))
+        tokenizer = open_tokenizer(str(self.tokenizer), digest_file(self.tokenizer))
         counts = np.zeros(len(text), np.int64)
         size = int(offsets[-1] - offsets[0])
-        for first, last in even_cuts(offsets, 1 + size // _CALL_BYTES):
+        for first, last in even_cuts(offsets, 1 + size // CALL_BYTES):
             part = text.slice(first, last - first).to_pylist()
             found = tokenizer.encode_batch_fast(part, add_special_tokens=False)
             counts[first:last] = np.fromiter(map(len, found), np.int64, last - first)

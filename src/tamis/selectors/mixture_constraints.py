@@ -7,16 +7,20 @@ Example:
     ([0.0, 0.2], [0.5, 1.0])
 """
 
+import numba
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from tamis.storage.errors import UserError
+from tamis.storage.kernels import KERNEL
 
 Floats = npt.NDArray[np.float64]
 
 #: Sums of bounds this close to 1 are met.
 _CLOSE = 1e-9
+#: Sums of projections this close to 1 are 1 but for rounding.
+_EXACT = 1e-15
 
 
 class MixtureLimits(BaseModel):
@@ -163,17 +167,43 @@ class MixtureLimits(BaseModel):
 def project(points: Floats, low: Floats, high: Floats) -> Floats:
     """The nearest mixtures within bounds: float64 [n, d].
 
-    A mixture is clip(x - s, low, high) with the shift s that makes it sum to 1, found by bisection
-    (as for the simplex: Held, Wolfe and Crowder 1974).
+    A mixture is clip(x - s, low, high) with the shift s that makes it sum to 1 (as for the simplex:
+    Held, Wolfe and Crowder 1974), found by Newton's steps within a bracket: the sum is a line
+    between bends.
 
     Example:
         >>> project(np.array([[0.9, 0.5]]), np.zeros(2), np.ones(2)).round(6).tolist()
         [[0.7, 0.3]]
     """
-    below = (points - high).min(axis=1) - 1.0
-    above = (points - low).max(axis=1) + 1.0
-    for _ in range(60):
-        middle = (below + above) / 2
-        over = np.clip(points - middle[:, None], low, high).sum(axis=1) > 1
-        below, above = np.where(over, middle, below), np.where(over, above, middle)
-    return np.asarray(np.clip(points - ((below + above) / 2)[:, None], low, high))
+    return np.asarray(_project(np.ascontiguousarray(points, np.float64), low, high))
+
+
+@numba.njit(**KERNEL)
+def _project(points, low, high):  # type: ignore[no-untyped-def]
+    found = np.empty_like(points)
+    for row in range(len(points)):
+        point, nearest = points[row], found[row]
+        below, above = (point - high).min() - 1.0, (point - low).max() + 1.0
+        shift = (point.sum() - 1) / len(point)
+        for _ in range(100):
+            if not below < shift < above:
+                shift = (below + above) / 2
+            over, free = -1.0, 0
+            for place in range(len(point)):
+                value = point[place] - shift
+                if value <= low[place]:
+                    value = low[place]
+                elif value >= high[place]:
+                    value = high[place]
+                else:
+                    free += 1
+                nearest[place] = value
+                over += value
+            if abs(over) < _EXACT:
+                break
+            if over > 0:
+                below = shift
+            else:
+                above = shift
+            shift = shift + over / free if free else above
+    return found

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from tamis.storage.errors import UserError
-from tamis.storage.files import read_json, write_json
+from tamis.storage.files import write_json
+from tamis.storage.json_models import load_model
 from tamis.storage.places import place_of
 
 Unit = Literal["tokens", "bytes", "rows"]
@@ -53,7 +54,9 @@ class Supply(BaseModel):
         found = {name: getattr(amount, unit) for name, amount in self.domains.items()}
         for name, value in found.items():
             if value is None:
-                raise UserError(f"the {unit} of {name!r} were not counted")
+                raise UserError(
+                    f"the {unit} of {name!r} were not counted", mend=f"counted: {self.unit}"
+                )
         return {name: float(value) for name, value in found.items()}
 
     def save(self, path: str | Path) -> None:
@@ -67,15 +70,4 @@ def load_supply(path: str | Path) -> Supply:
     Raises:
         UserError: if there is no such file, or it is none.
     """
-    try:
-        return Supply.model_validate(read_json(place_of(str(path))))
-    except FileNotFoundError:
-        raise UserError(
-            "no such file", where=str(path), mend="`tamis mix count` writes one"
-        ) from None
-    except (ValidationError, ValueError) as error:
-        raise UserError(
-            f"no count of domains: {str(error).splitlines()[0]}",
-            where=str(path),
-            mend="give a file that `tamis mix count` wrote",
-        ) from None
+    return load_model(Supply, path, "`tamis mix count` and `tamis mix tokenise` write one")

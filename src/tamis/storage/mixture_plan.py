@@ -12,15 +12,15 @@ Example:
     0.6
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tamis.storage.errors import UserError
-from tamis.storage.files import read_json, write_json
+from tamis.storage.files import write_json
+from tamis.storage.json_models import checked, load_model
 from tamis.storage.places import place_of
 
 #: How far from 1 proportions may sum and still be rounding; those of public tables sum to .996 to
@@ -50,9 +50,13 @@ class MixturePlan(BaseModel):
     @classmethod
     def _by_hand(cls, given: Any) -> Any:
         """Proportions by name are a plan of one phase."""
-        if isinstance(given, Mapping) and given and not {"phases", "format"} & given.keys():
-            return {"phases": [{"share": 1.0, "mixture": given}]}
-        return given
+        if not isinstance(given, Mapping):
+            return given
+        if not given:
+            raise ValueError("no domains; expected proportions by name, or phases of them")
+        # A domain may be called as a key of the file is.
+        written = isinstance(given.get("phases"), Sequence) or isinstance(given.get("format"), str)
+        return given if written else {"phases": [{"share": 1.0, "mixture": given}]}
 
     @model_validator(mode="after")
     def _sums(self) -> Self:
@@ -96,11 +100,15 @@ class MixturePlan(BaseModel):
             UserError: as `load_plan`.
         """
         lengths = [1.0] * len(mixtures) if shares is None else shares
+        if len(lengths) != len(mixtures):
+            raise UserError(f"{len(mixtures)} mixtures, and shares of {len(lengths)} phases")
         phases = [
             {"share": share, "mixture": dict(mixture)}
             for share, mixture in zip(lengths, mixtures, strict=True)
         ]
-        return _checked({"phases": phases, "origin": dict(origin or {})}, "mixture")
+        if not phases:
+            raise UserError("no mixture was given", mend="give one for every phase")
+        return check_plan({"phases": phases, "origin": dict(origin or {})}, "mixture")
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -126,24 +134,18 @@ def load_plan(path: str | Path) -> MixturePlan:
         UserError: if there is no such file, it is neither, proportions are negative or do not sum
             to 1, or phases have different domains.
     """
-    try:
-        given = read_json(place_of(str(path)))
-    except FileNotFoundError:
-        raise UserError(
-            "no such file",
-            where=str(path),
-            mend="`tamis mix optimise --out` writes one; or write proportions by name as JSON",
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"not JSON: {error}", where=str(path)) from None
-    return _checked(given, str(path))
+    return load_model(
+        MixturePlan,
+        path,
+        "`tamis mix optimise --out` and `tamis mix weights --out` write one; or write proportions "
+        'by name, {"web": 0.6, "code": 0.4}',
+    )
 
 
-def _checked(given: Any, where: str) -> MixturePlan:
-    try:
-        return MixturePlan.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = str(first["msg"]).removeprefix("Value error, ")
-        raise UserError(f"{place}: {message}" if place else message, where=where) from None
+def check_plan(given: Any, where: str) -> MixturePlan:
+    """A plan from plain data, such as the content of a mixture file.
+
+    Raises:
+        UserError: as `load_plan`.
+    """
+    return checked(MixturePlan, given, where)
