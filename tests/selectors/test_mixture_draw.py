@@ -599,6 +599,10 @@ def test_the_commands(tmp_path: Path) -> None:
     counted = load_supply(supply)
     assert counted.of("rows") == {"code": 20.0, "web": 50.0}
     assert counted.domains["code"].bytes == sum(len(f"text of row {i}") for i in range(50, 70))
+    with pytest.raises(UserError, match=r"--text: no column 'body'"):
+        said("mix", "count", source, "--domain", "domain", "--text", "body")
+    with pytest.raises(UserError, match="expected a column of text, found int64"):
+        said("mix", "count", source, "--domain", "domain", "--text", "size")
     shares = ("--share", "web=0.5", "--share", "code=0.5")
     draw = ("mix", "apply", source, out, "--domain", "domain", *shares)
     printed = json.loads(said(*draw, "--rows", "8e1", "--json"))
