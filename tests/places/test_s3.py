@@ -59,6 +59,7 @@ def contents(folder: Any) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_schedule_comes_and_goes_with_its_dataset(s3: Store, tmp_path: Path) -> None:
     source = put_corpus(s3, tmp_path)
     pl.read_parquet(tmp_path / "in.parquet").with_columns(
