@@ -90,7 +90,9 @@ def train(
         list[int] | None, typer.Option(min=0, help="A run for each (repeatable); 0 if not given.")
     ] = None,
     size: Annotated[str, typer.Option(help="tiny, small or 1m.")] = "tiny",
-    rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Highest learning rate; 4e-3, for 1m 4e-4.")
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Sequences a step.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens a sequence.")] = None,
     param: Annotated[

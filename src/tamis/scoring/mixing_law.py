@@ -76,7 +76,7 @@ class ExponentialLaw(Fit):
         constant, exponents = problem.unscaled(found.x[place], np.arange(len(runs.targets)))
         drawn = np.zeros((0, len(runs.targets), 1 + exponents[0].size))
         if evidence and self.bootstrap:
-            drawn = self._resampled(problem, found.x[place], runs)
+            drawn = self._resampled(problem, found.x[place], runs, self.bootstrap, self.seed)
         low, high = _bounds(constant, exponents, drawn)
         return MixingModel(
             runs.domains,
@@ -88,25 +88,45 @@ class ExponentialLaw(Fit):
             tuple(t for t, ok in zip(runs.targets, found.converged[place], strict=True) if not ok),
         )
 
-    def _resampled(self, problem: "_Problem", best: Floats, runs: Runs) -> Floats:
-        """Constant and exponents of resamples: float64 [bootstrap, k, 1 + components * d]."""
+    def resampled(self, runs: Runs, model: Model, count: int, seed: int) -> list[Model]:
+        """As the bootstrap of `train`: all resamples at once, from the fitted law on."""
+        assert isinstance(model, MixingModel)
+        problem = _Problem(runs, self.components, self.delta, self.ridge)
+        best = problem.scaled(model.constant, model.exponents)
+        drawn = self._resampled(problem, best, runs, count, seed)
+        none = _bounds(model.constant, model.exponents, drawn[:0])
+        return [
+            MixingModel(
+                runs.domains,
+                runs.targets,
+                one[:, 0],
+                one[:, 1:].reshape(model.exponents.shape),
+                *none,
+            )
+            for one in drawn
+        ]
+
+    def _resampled(
+        self, problem: "_Problem", best: Floats, runs: Runs, count: int, seed: int
+    ) -> Floats:
+        """Constant and exponents of resamples: float64 [count, k, 1 + components * d]."""
         group = runs.groups()
-        draws = np.random.default_rng([self.seed, 1])
-        count = group.max() + 1
-        chosen = draws.multinomial(count, np.full(count, 1 / count), size=self.bootstrap)
+        draws = np.random.default_rng([seed, 1])
+        groups = group.max() + 1
+        chosen = draws.multinomial(groups, np.full(groups, 1 / groups), size=count)
         weights = chosen[:, group].astype(np.float64)
         targets = len(runs.targets)
-        target = np.tile(np.arange(targets), self.bootstrap)
+        target = np.tile(np.arange(targets), count)
         found = problem.minimise(
-            np.tile(best, (self.bootstrap, 1)),
+            np.tile(best, (count, 1)),
             target,
             weights=weights,
-            resample=np.repeat(np.arange(self.bootstrap), targets),
+            resample=np.repeat(np.arange(count), targets),
             iterations=200,
         )
         constant, exponents = problem.unscaled(found.x, target)
         flat = np.column_stack([constant, exponents.reshape(len(constant), -1)])
-        return flat.reshape(self.bootstrap, targets, -1)
+        return flat.reshape(count, targets, -1)
 
     def restore(self, state: Mapping[str, Any]) -> "MixingModel":
         return MixingModel(
@@ -337,6 +357,13 @@ class _Problem:
             return loss.mean(axis=1) + ridge * (x[:, 1:] ** 2).sum(axis=1) / 2, gradient
 
         return minimise(objective, start, iterations=iterations)
+
+    def scaled(self, constant: Floats, exponents: Floats) -> Floats:
+        """What `unscaled` was given to make these of all targets: [k, 1 + components * d]."""
+        powers = (exponents - np.log(self.spread)[:, None, None]) @ self.triangle.T
+        return np.column_stack(
+            [(constant - self.centre) / self.spread, powers.reshape(len(constant), -1)]
+        )
 
     def unscaled(self, x: Floats, target: Ints) -> tuple[Floats, Floats]:
         """Constants [b] and exponents [b, components, d] in units of the losses."""

@@ -95,12 +95,12 @@ def encode(
 def _encoded(tokenizer: "Tokenizer", text: str) -> list[int]:
     return [
         token
-        for piece in pieces(text)
+        for piece in pieces(text, PIECE)
         for token in tokenizer.encode(piece, add_special_tokens=False).ids
     ]
 
 
-def pieces(text: str, size: int = PIECE) -> Iterator[str]:
+def pieces(text: str, size: int) -> Iterator[str]:
     """A long text in parts of about `size` characters that end before a blank where there is one.
 
     Example:

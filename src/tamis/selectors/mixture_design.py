@@ -202,9 +202,9 @@ def dirichlet_design(
         )
     wanted = runs + validation - len(fixed)
     drawn, outside = space.drawn((runs + validation) * settings.oversampling, settings, draws)
-    drawn = _different(drawn, fixed, settings.apart)
+    drawn = different(drawn, fixed, settings.apart)
     if len(drawn) < wanted:
-        moved = _different(
+        moved = different(
             space.moved(outside, settings.least), np.vstack([fixed, drawn]), settings.apart
         )
         needed = wanted - len(drawn)
@@ -254,7 +254,7 @@ class DesignSpace:
             found = np.vstack([found, *(self.corner(place) for place in range(len(self.low)))])
         kept = found[:1]
         for point in found[1:]:
-            kept = np.vstack([kept, _different(point[None], kept, settings.apart)])
+            kept = np.vstack([kept, different(point[None], kept, settings.apart)])
         return kept
 
     def corner(self, place: int) -> Floats:
@@ -292,6 +292,21 @@ class DesignSpace:
         points = self.low + free * parts
         inside = (points <= self.high + 1e-12).all(axis=1)
         return points[inside], points[~inside]
+
+    def candidates(
+        self, count: int, settings: DirichletSettings, draws: np.random.Generator
+    ) -> Floats:
+        """Different mixtures to choose from, as many as there are: float64 [at most n, d].
+
+        The natural mixture and the corners are among them.
+        """
+        fixed = self.fixed(settings.model_copy(update={"natural": True, "corners": True}))
+        inside, outside = self.drawn(10 * count, settings, draws)
+        found = different(inside, fixed, settings.apart)
+        if len(found) < count:
+            moved = self.moved(outside, settings.least)
+            found = np.vstack([found, different(moved, np.vstack([fixed, found]), settings.apart)])
+        return np.vstack([fixed, found[draws.permutation(len(found))[:count]]])
 
     def moved(self, points: Floats, least: float) -> Floats:
         """The nearest mixtures within the limits, proportions below `least` being 0."""
@@ -348,7 +363,7 @@ def design_space(
     return DesignSpace(tuple(np.array(names)[there].tolist()), shares, low, high), notes
 
 
-def _different(points: Floats, others: Floats, apart: float) -> Floats:
+def different(points: Floats, others: Floats, apart: float) -> Floats:
     """Points further than `apart` (sum of differences) from the one kept before them, and others.
 
     As in the public code points are sorted first, so that equal ones follow each other.

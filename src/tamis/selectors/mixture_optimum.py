@@ -207,7 +207,7 @@ class _Problem:
         if not fitted.domains:
             raise UserError(f"a fit of {fitted.fit.law} knows no domains to mix")
         self.fitted, self.limits, self.covariates, self.kl = fitted, limits, covariates, kl
-        self.weights = _weights(fitted, weights)
+        self.weights = weights_of(fitted, weights)
         weighed = np.flatnonzero(self.weights)
         self.model, self.shares = fitted.model.only(weighed.tolist()), self.weights[weighed]
         spans = np.array([fitted.evidence["domains"][domain] for domain in fitted.domains])
@@ -437,7 +437,12 @@ class _Problem:
         )
 
 
-def _weights(fitted: Fitted, given: "Mapping[str, float] | str | None") -> Floats:
+def weights_of(fitted: Fitted, given: "Mapping[str, float] | str | None") -> Floats:
+    """Weight of every target of a fit in the objective: float64 [k].
+
+    Raises:
+        UserError: for targets that the fit has not, and weights below 0 or all 0.
+    """
     if given is None:
         return np.full(len(fitted.targets), 1 / len(fitted.targets))
     if isinstance(given, str):
