@@ -1,5 +1,6 @@
 """Corpus, workspace and dataset on an object store: the same as here, or told in one line."""
 
+import json
 import re
 import threading
 from pathlib import Path
@@ -56,6 +57,30 @@ def contents(folder: Any) -> dict[str, str]:
         if path.is_file() and (first in SIDECARS or first.startswith("part-")):
             found[name] = digest_file(path)
     return found
+
+
+@pytest.mark.slow
+def test_a_schedule_comes_and_goes_with_its_dataset(s3: Store, tmp_path: Path) -> None:
+    source = put_corpus(s3, tmp_path)
+    pl.read_parquet(tmp_path / "in.parquet").with_columns(
+        domain=pl.Series(["a", "b", "b"] * 100)
+    ).write_parquet(tmp_path / "in.parquet")
+    source.write_bytes((tmp_path / "in.parquet").read_bytes())
+    told = recipe(source, s3.bucket / "out")
+    told["corpus"]["roles"]["domain"] = "domain"
+    told["output"] = {"path": str(s3.bucket / "out")}
+    mixtures = [{"a": 0.9, "b": 0.1}, {"a": 0.2, "b": 0.8}]
+    draw = {
+        "operator": "mixture_draw",
+        "mixture": {"phases": [{"share": 1, "mixture": mixture} for mixture in mixtures]},
+        "rows": 400,
+    }
+    result = tamis.run({**told, "stages": [draw]})
+    schedule = json.loads((s3.bucket / "out" / "schedule.json").read_text())
+    assert schedule == result.manifest["schedule"]
+    assert [phase["rows"] for phase in schedule["phases"]] == [200, 200]
+    tamis.run({**told, "stages": [{**draw, "mixture": mixtures[0]}]})
+    assert not (s3.bucket / "out" / "schedule.json").exists()
 
 
 def test_the_same_bytes_here_and_there(s3: Store, tmp_path: Path) -> None:
