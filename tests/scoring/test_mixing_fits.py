@@ -11,7 +11,7 @@ from scipy.optimize import check_grad, minimize
 from scipy.stats import spearmanr
 
 from tamis.scoring.compare_fits import compare
-from tamis.scoring.fits import LAWS, Fitted, folds_of, law, load_fit, load_laws, spearman
+from tamis.scoring.fits import LAWS, Fitted, Model, folds_of, law, load_fit, load_laws, spearman
 from tamis.scoring.mixing_law import MixingLaw, NestedMixingLaw, pinned
 from tamis.scoring.mixture_runs import Inputs, Runs, covariate_inputs, inputs_of, read_runs
 from tamis.scoring.power_law import fit_curves, plateau
@@ -483,3 +483,63 @@ def test_held_out_errors_are_those_on_the_published_test_runs(
     assert error == pytest.approx(stated, rel=0.25)
     covered = (found.low <= test.losses) & (test.losses <= found.high)
     assert 0.85 <= covered.mean() <= 0.97
+
+
+# Resamples
+
+
+def test_resampled_mixing_laws_are_those_of_the_bootstrap() -> None:
+    """All at once from the fitted law on: the same bounds as `train` states, if resampled alike."""
+    runs, _, _ = made_runs(40, targets=2)
+    fit = MixingLaw(bootstrap=30)
+    model = fit.train(runs)
+    drawn = fit.resampled(runs, model, 30, fit.seed)
+    values = np.array([[c.value for c in one.coefficients()] for one in drawn])
+    low = [c.low for c in model.coefficients()]
+    high = [c.high for c in model.coefficients()]
+    assert np.quantile(values, 0.05, axis=0) == pytest.approx(low, abs=1e-3)
+    assert np.quantile(values, 0.95, axis=0) == pytest.approx(high, abs=1e-3)
+
+
+def test_resampled_linear_laws_vary_as_least_squares_says() -> None:
+    draws = np.random.default_rng(4)
+    shares = draws.dirichlet(np.ones(3), 150)
+    losses = shares @ np.array([[1.0], [2.0], [3.0]]) + draws.normal(0, 0.1, (150, 1))
+    runs = Runs(DOMAINS[:3], shares, {}, ("loss",), losses)
+    model = Linear().train(runs)
+    weights = np.array(
+        [
+            one.mean(Inputs(DOMAINS[:3], np.eye(3)))[:, 0]
+            for one in Linear().resampled(runs, model, 400, 0)
+        ]
+    )
+    error = 0.1 * np.sqrt(np.diag(np.linalg.inv(shares.T @ shares)))
+    assert weights.std(axis=0) == pytest.approx(error, rel=0.25)
+    again = Linear().resampled(runs, model, 400, 0)[7]
+    assert again.mean(Inputs(DOMAINS[:3], np.eye(3)))[:, 0].tolist() == weights[7].tolist()
+
+
+def test_runs_of_one_mixture_are_resampled_together() -> None:
+    shares = np.repeat(np.random.default_rng(0).dirichlet(np.ones(2), 3), 2, axis=0)
+    runs = Runs(DOMAINS[:2], shares, {}, ("loss",), np.arange(6.0)[:, None])
+    seen = []
+
+    class Spy(Linear):
+        def train(self, runs: Runs, *, evidence: bool = True) -> Model:
+            seen.append(runs.losses[:, 0])
+            return super().train(runs)
+
+    Spy(law="linear").resampled(runs, Linear().train(runs), 8, 0)
+    for losses in seen:
+        assert sorted(losses[losses % 2 == 0] + 1) == sorted(losses[losses % 2 == 1])
+
+
+def test_resamples_that_no_law_fits_are_told() -> None:
+    runs, _, _ = made_runs(12)
+
+    class Never(Linear):
+        def train(self, runs: Runs, *, evidence: bool = True) -> Model:
+            raise UserError("no")
+
+    with pytest.raises(UserError, match="could not be fitted to 15 of 15 resamples"):
+        Never(law="linear").resampled(runs, Linear().train(runs), 5, 0)

@@ -130,6 +130,9 @@ def test_every_domain_is_in_some_run() -> None:
     for seed in range(5):
         found = dirichlet_design(natural, 12, settings=DirichletSettings(seed=seed, natural=False))
         assert (found.mixtures > 0).any(axis=0).all() or "no run has" in " ".join(found.notes)
+    for seed in range(20):
+        found = dirichlet_design(NATURAL, 16, settings=DirichletSettings(seed=seed))
+        assert (found.mixtures[1:] > 0).sum(axis=0).min() >= 3
     scarce = DirichletSettings(natural=False, strength_high=0.1)
     few = dirichlet_design(natural, 2, settings=scarce)
     assert "a law cannot be fitted to these columns" in few.notes[-1]

@@ -201,7 +201,6 @@ def _scan(path: str) -> "pl.LazyFrame":
 
 def _long(table: "pl.LazyFrame", columns: Columns) -> "pl.DataFrame":
     """Cells of a table with a row for every step and domain."""
-
     schema = _having(table, columns.step, columns.domain, columns.loss)
     wanted = [_step(columns, schema), _domain(columns), _number(columns.loss, schema, "loss")]
     if columns.reference in schema:

@@ -94,15 +94,14 @@ class ExponentialLaw(Fit):
         problem = _Problem(runs, self.components, self.delta, self.ridge)
         best = problem.scaled(model.constant, model.exponents)
         drawn = self._resampled(problem, best, runs, count, seed)
-        bounds = np.full((len(runs.targets), 0), np.nan)
+        none = _bounds(model.constant, model.exponents, drawn[:0])
         return [
             MixingModel(
                 runs.domains,
                 runs.targets,
                 one[:, 0],
                 one[:, 1:].reshape(model.exponents.shape),
-                bounds,
-                bounds,
+                *none,
             )
             for one in drawn
         ]

@@ -8,10 +8,12 @@ which runs a batch holds does not depend on the losses that they will have.
 
 `by="uncertainty"` takes the run that lowers the mean variance over candidates most, summed over
 targets in units of their spread (Cohn, Ghahramani and Jordan 1996, Active Learning with Statistical
-Models). `by="gain"` takes the run that tells most of where the optimum is: it lowers the variance
-of the differences in the objective between the mixtures that the resampled laws hold for best, each
-by how many do, and the one the law holds for best. Both criteria are quadratic in the covariance
-between a run and what it is to tell of, divided by the variance of what would be measured.
+Models).
+
+`by="gain"` takes the run that tells most of where the optimum is: it lowers the variance
+of the differences in the objective between the mixture that the law holds for best and others, each
+weighed by how many of the resampled laws hold it for best. Both criteria are quadratic in the
+covariance between a run and what it is to tell of, divided by the variance of its measurement.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,6 +43,9 @@ from tamis.storage.errors import UserError
 _FARTHEST = 2.0
 #: Dirichlet strength of candidates around the optimum, and their share of the candidates (ours).
 _NEAR, _NEAR_SHARE = 50.0, 10
+#: Share of the weight of likely optima that all candidates have alike: where the resampled laws
+#: agree on the best there is still a run that tells most (ours).
+_ANYWHERE = 0.001
 _LEAST_NOISE = 1e-12
 
 
@@ -258,7 +263,8 @@ class _Belief:
     def told_of_optimum(self, count: int) -> list[int]:
         """Candidates that lower the variance of the objective between its likely optima most."""
         size = len(self.mean)
-        likely = np.bincount(self.ensemble.argmin(axis=1), minlength=size) / len(self.ensemble)
+        held = np.bincount(self.ensemble.argmin(axis=1), minlength=size) / len(self.ensemble)
+        likely = (1 - _ANYWHERE) * held + _ANYWHERE / size
         best = int(self.mean.argmin())
 
         def told() -> Floats:

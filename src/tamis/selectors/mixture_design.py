@@ -40,8 +40,9 @@ from tamis.storage.places import place_of
 if TYPE_CHECKING:
     from polars import DataFrame
 
-#: Designs that leave a domain out of all runs are drawn again at most so often.
-_TRIES = 100
+#: Designs that have a domain in fewer runs than so many are drawn again at most so often: where
+#: runs are held out a law still has to tell its effect from the others' (ours).
+_PRESENT, _TRIES = 3, 100
 #: Sums and bounds this close are met.
 _CLOSE = 1e-9
 
@@ -173,7 +174,7 @@ def dirichlet_design(
         natural: how much there is of every domain, in any unit. Domains of which there is nothing,
             or that a ceiling or the supply keeps at 0, are left out, which a note tells.
         runs: how many to fit to, the natural mixture and corners among them. Where draws allow
-            every domain is in at least one that was drawn.
+            every domain is in at least three that were drawn.
         validation: how many further ones, drawn alike, to judge the fit by.
         limits: floors, ceilings, supply and repetition of every run.
 
@@ -381,14 +382,14 @@ def different(points: Floats, others: Floats, apart: float) -> Floats:
 
 
 def _covering(drawn: Floats, wanted: int, fitted: int, draws: np.random.Generator) -> Floats:
-    """Some of the draws at random; if they can, the first `fitted` of them have every domain."""
+    """Some of the draws at random; if they can, the first `fitted` of them have all domains."""
     best, most = drawn[:wanted], -1
     for _ in range(_TRIES):
         chosen = drawn[draws.permutation(len(drawn))[:wanted]]
-        covered = int((chosen[:fitted] > 0).any(axis=0).sum())
-        if covered > most:
-            best, most = chosen, covered
-        if covered == drawn.shape[1]:
+        runs = np.minimum((chosen[:fitted] > 0).sum(axis=0), _PRESENT)
+        if runs.sum() > most:
+            best, most = chosen, int(runs.sum())
+        if runs.min(initial=_PRESENT) >= min(_PRESENT, fitted):
             break
     return best
 

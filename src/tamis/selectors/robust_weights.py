@@ -152,7 +152,7 @@ def doremi(losses: DomainLosses, *, rate: float = 1.0, smoothing: float = 1e-4) 
 
     Args:
         rate: η of the paper, more than 0.
-        smoothing: c of the paper, at least 0 and below 1; no weight is below smoothing / d.
+        smoothing: ε, at least 0 and below 1; no weight is below smoothing / d.
 
     Raises:
         UserError: for parameters outside these ranges, or without losses of a reference model.
