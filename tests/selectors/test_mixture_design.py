@@ -72,7 +72,7 @@ def test_draws_are_distributed_as_those_of_the_public_recipe() -> None:
 amounts = st.lists(st.floats(0.01, 100), min_size=2, max_size=7)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(amounts, st.integers(3, 30), st.integers(0, 5), st.integers(0, 99), st.data())
 def test_what_every_design_keeps_to(
     parts: list[float], runs: int, validation: int, seed: int, data: st.DataObject

@@ -313,8 +313,13 @@ class DesignSpace:
         """The nearest mixtures within the limits, proportions below `least` being 0."""
         points = project(points, self.low, self.high)
         small = (points < least) & (self.low == 0)
-        points = project(np.where(small, 0, points), self.low, np.where(small, 0, self.high))
-        return np.asarray(points[np.abs(points.sum(axis=1) - 1) < _CLOSE])
+        taken = np.where(small, points, 0).sum(axis=1, keepdims=True)
+        # The others take what is left, by how much more each of them may have.
+        room = np.where(small, 0, self.high - points)
+        total = room.sum(axis=1, keepdims=True)
+        able = total[:, 0] >= taken[:, 0]
+        part = np.divide(taken, total, out=np.zeros_like(total), where=total > 0)
+        return np.asarray((np.where(small, 0, points) + room * part)[able])
 
 
 def design_space(
