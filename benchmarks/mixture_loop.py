@@ -15,6 +15,8 @@ command again after an interruption, or for the tables alone.
 4. `tamis mix train` on these optima, the natural and an even mixture and new random ones from the
    same design, with seeds that no run before had; and on the natural mixture for more steps.
 5. Predicted against observed.
+6. What two other ways to an optimum are worth where the first one failed, `tech_book`. These were
+   thought of after the tables of 5 were seen.
 """
 
 from __future__ import annotations
@@ -269,6 +271,35 @@ def optima(given: Setting, laws: dict[str, Fitted]) -> dict[str, Floats]:
     return mixtures
 
 
+def afterwards(given: Setting, laws: dict[str, Fitted], seeds: Sequence[int]) -> None:
+    """Another law's optimum of `tech_book`, and one drawn towards the natural mixture."""
+    name, supply = "tech_book", supply_of(given.work / "tokens")
+    ways = {"autoscale": ("autoscale", 0.0), "mixing_law, --kl 0.1": ("mixing_law", 0.1)}
+    mixtures, predicted = {}, {}
+    for way, (title, kl) in ways.items():
+        found = optimise(
+            laws[title],
+            OBJECTIVES[name],
+            limits=limits_of(given, supply),
+            natural=supply,
+            kl=kl,
+            ranges=False,
+        )
+        mixtures[way] = found.mixture
+        objective = Objective(name, laws[title])
+        value = objective.predicted(found.mixture[None])[0]
+        predicted[way] = f"{value:.3f} ± {objective.half:.3f}"
+    runs = trained(given, "after", as_table(mixtures), given.steps, seeds)
+    losses, which = observed(runs, name), runs["run"].to_numpy()
+    rows = []
+    for number, way in enumerate(ways):
+        own = losses[which == number]
+        shares = [f"{share:.2f}" for share in mixtures[way]]
+        rows.append([way, *shares, predicted[way], f"{own.mean():.3f} ± {own.std(ddof=1):.3f}"])
+    print(f"\nAfterwards: other optima of {name}\n")
+    print_table(("way", *DOMAINS, "predicted", "observed"), rows, 1)
+
+
 def as_table(mixtures: dict[str, Floats], first: int = 0) -> pl.DataFrame:
     """A design; `run` counts mixtures from `first` on."""
     shares = np.array(list(mixtures.values()))
@@ -455,6 +486,7 @@ def main() -> None:
     )
     mixtures |= best
     report(given, laws, design, mixtures, runs, longer, svg)
+    afterwards(given, laws, seeds)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,8 @@ def test_a_run_learns_what_it_is_trained_on(tokens: TokenShards) -> None:
 
 def test_losses_are_in_nats_a_token(tokens: TokenShards) -> None:
     still = train_proxy(tokens, {"up": 1.0}, ProxySettings(**SMALL, steps=1, rate=1e-12))
-    assert all(abs(loss - math.log(16)) < 0.05 for loss in still.losses.values())
+    # Bits would be 4. A model that knows nothing is a little off the 16 tokens being alike.
+    assert all(abs(loss - math.log(16)) < 0.5 for loss in still.losses.values())
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import tamis
 from tamis.cli import app
+from tamis.flows import account
 from tamis.flows.plan import plan
 from tamis.recipe import check_recipe
 from tamis.selectors.budgets import draws
@@ -495,6 +496,33 @@ def test_weights_have_the_proportions_and_the_mean(tmp_path: Path) -> None:
     assert report(result)["domains"]["law"]["weight"] == pytest.approx(0.15 * natural)
 
 
+def test_weights_of_labels_and_of_domains_are_multiplied(tmp_path: Path) -> None:
+    table = corpus({"web": 20, "code": 5}).with_columns(label=pl.lit("x"), wrong=pl.lit(0.25))
+    told = recipe(tmp_path, table, {"mixture": {"web": 0.5, "code": 0.5}, "write_as": "weight"})
+    told["corpus"]["roles"] = {**ROLES, "label": "label"}
+    told["stages"].insert(0, {"operator": "label_weight", "by": "wrong"})
+    found = written(tamis.run(told)).group_by("domain").agg(pl.col("weight").unique())
+    weights = {name: one for name, (one,) in found.iter_rows()}
+    assert weights == {"web": pytest.approx(0.75 * 0.625), "code": pytest.approx(0.75 * 2.5)}
+
+
+def test_a_run_whose_files_are_not_what_was_drawn_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = account.repeats
+
+    def one_more(run: Any) -> Any:
+        found = honest(run)
+        assert found is not None
+        found[np.flatnonzero(found)[0]] += 1
+        return found
+
+    monkeypatch.setattr(account, "repeats", one_more)
+    with pytest.raises(tamis.RunError, match="16 rows should have been written, 15 were"):
+        drawn(tmp_path, corpus({"web": 10}), {"mixture": {"web": 1.0}, "rows": 15})
+    assert not (tmp_path / "out").exists()
+
+
 def test_weights_of_phases_are_in_the_schedule(tmp_path: Path) -> None:
     table = corpus({"web": 100, "code": 60, "law": 12})
     result = drawn(tmp_path, table, {"mixture": CURRICULUM, "write_as": "weight", "column": "w"})
@@ -571,6 +599,10 @@ def test_the_commands(tmp_path: Path) -> None:
     counted = load_supply(supply)
     assert counted.of("rows") == {"code": 20.0, "web": 50.0}
     assert counted.domains["code"].bytes == sum(len(f"text of row {i}") for i in range(50, 70))
+    with pytest.raises(UserError, match=r"--text: no column 'body'"):
+        said("mix", "count", source, "--domain", "domain", "--text", "body")
+    with pytest.raises(UserError, match="expected a column of text, found int64"):
+        said("mix", "count", source, "--domain", "domain", "--text", "size")
     shares = ("--share", "web=0.5", "--share", "code=0.5")
     draw = ("mix", "apply", source, out, "--domain", "domain", *shares)
     printed = json.loads(said(*draw, "--rows", "8e1", "--json"))

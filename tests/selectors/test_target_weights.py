@@ -38,7 +38,8 @@ def weigh(folder: Path, corpus: pa.Table, target: pa.Table, name: str, **more: A
 def test_weights_are_the_known_density_ratio(tmp_path: Path, name: str) -> None:
     """Three kinds of rows, in other shares in the target: shares over shares."""
     corpus, target = blobs([300, 200, 100]), blobs([20, 60, 120], seed=7)
-    ran = weigh(tmp_path, corpus, target, name)
+    more = {"noise": 0} if name == "kernel_mean_weight" else {}
+    ran = weigh(tmp_path, corpus, target, name, **more)
     mean = ran.rows.group_by("blob").agg(pl.col("weight").mean()).sort("blob")["weight"]
     expected = [(20 / 200) / (300 / 600), (60 / 200) / (200 / 600), (120 / 200) / (100 / 600)]
     tolerance = {"kernel_mean_weight": 0.05, "propensity_weight": 0.1}.get(name, 1e-9)
@@ -55,12 +56,23 @@ def test_weights_are_the_known_density_ratio(tmp_path: Path, name: str) -> None:
 
 def test_plain_kernel_mean_matching_gives_nothing_up(tmp_path: Path) -> None:
     corpus, target = blobs([300, 100]), blobs([20, 60], seed=7)
-    told = weigh(tmp_path, corpus, target, "kernel_mean_weight").report["report"]
+    told = weigh(tmp_path, corpus, target, "kernel_mean_weight", noise=0).report["report"]
     assert told["target_mean_weight"] == 1
     assert told["distance"] < 0.1 * told["distance_before"]
     assert told["landmarks"] is None
     assert not told["told_apart"]
     assert told["converged"]
+
+
+def test_the_noise_of_a_small_target_is_not_fitted(tmp_path: Path) -> None:
+    corpus, target = blobs([300, 100], spread=1.0), blobs([3, 9], spread=1.0, seed=7)
+    told = {
+        noise: weigh(tmp_path / str(noise), corpus, target, "kernel_mean_weight", noise=noise)
+        for noise in (0, 0.7)
+    }
+    fitted, kept = (told[noise].report["report"] for noise in (0, 0.7))
+    assert fitted["distance"] < kept["distance"] <= 0.7 * kept["noise"]
+    assert kept["effective_sample_size"] > 2 * fitted["effective_sample_size"]
 
 
 def test_the_part_of_a_target_that_nothing_resembles_is_given_up(tmp_path: Path) -> None:

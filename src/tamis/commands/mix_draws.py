@@ -18,7 +18,7 @@ from tamis.commands.options import (
     parameters_of,
 )
 from tamis.commands.recipes import execute, recipe_for, stages_before, with_limits, workspace_beside
-from tamis.console import hints, say, show, summary, table
+from tamis.console import hints, progress, say, show, summary, table
 
 if TYPE_CHECKING:
     from tamis.recipe import Recipe
@@ -168,8 +168,9 @@ def count(
     if text is not None and text not in columns:
         raise UserError(f"--text: no column {text!r}", mend=f"the corpus has {', '.join(columns)}")
     named = text or ("text" if "text" in columns else None)
-    execute(with_limits(recipe, memory, workers, max_quarantine), as_json)
-    supply, without = count_domains(home, domain, named, by)
+    recipe = with_limits(recipe, memory, workers, max_quarantine)
+    with progress(as_json) as report:
+        supply, without = count_domains(recipe, named, by, report)
     if out is not None:
         supply.save(out)
     if as_json:

@@ -39,7 +39,7 @@ class DoubleWeights(NamedTuple):
         before: the same with all weights 1.
         length: ``|sum alpha phi(x') / t|``; where the distance is no less, nothing is matched.
         iterations: steps taken.
-        converged: whether the last steps hardly changed anything.
+        converged: whether the last steps hardly changed anything, or the distance is enough.
     """
 
     beta: Float64s
@@ -85,6 +85,27 @@ def gaussian(left: Float64s, right: Float64s, bandwidth: float) -> Float64s:
     found = _square_distances(left, right)
     found *= -0.5 / bandwidth**2
     return np.exp(found, out=found)
+
+
+def noise(target: npt.NDArray[np.floating], t: int, bandwidth: float) -> float:
+    """How far the kernel mean of t rows lies from that of all rows of their kind, on average.
+
+    The root mean square, sqrt((1 - E k(x, x')) / t) for a kernel with k(x, x) = 1; 0 for one row,
+    which says nothing of others.
+
+    Args:
+        target: some of the rows, from which E k is estimated without bias.
+
+    Example:
+        >>> round(noise(np.array([[0.0], [1.0]]), 2, 1.0), 4)  # 1 - exp(-1 / 2) = 0.3935
+        0.4435
+    """
+    wide = np.asarray(target, np.float64)
+    pairs = len(wide) * (len(wide) - 1)
+    if not pairs:
+        return 0.0
+    others = (gaussian(wide, wide, bandwidth).sum() - len(wide)) / pairs
+    return float(np.sqrt(max(1.0 - others, 0.0) / t))
 
 
 def exact_product(rows: Float32s, bandwidth: float) -> Product:
@@ -146,6 +167,7 @@ def double_weights(
     *,
     d: float = 1.0,
     bound: float = 1000.0,
+    enough: float = 0.0,
     tolerance: float = 1e-3,
     iterations: int = 2000,
 ) -> DoubleWeights:
@@ -162,6 +184,8 @@ def double_weights(
 
     Args:
         product: the kernel of the n + t vectors, rows first, times a vector.
+        enough: done once the distance is down to this, times the root mean square of alpha: what
+            the target's mean may be off, as that of a sample; see `noise`.
         tolerance: done once 50 steps lower the distance by less than this share.
 
     Source:
@@ -196,8 +220,9 @@ def double_weights(
         push = (pace - 1) / following
         ahead, k_ahead = to + push * (to - x), k_to + push * (k_to - kx)
         x, kx, value, pace = to, k_to, lower, following
+        converged = value <= enough**2 * float(np.square(x[n:]).sum())
         if done % _CHECKED == 0:
-            converged = value >= (1 - tolerance) ** 2 * mark
+            converged |= value >= (1 - tolerance) ** 2 * mark
             mark = value
     theirs = sign * np.r_[np.zeros(n), x[n:]]
     return DoubleWeights(

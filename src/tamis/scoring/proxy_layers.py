@@ -17,6 +17,7 @@ from tamis.scoring.onednn import product
 KEPT_CONTEXT = 512
 #: Numbers of logits in memory at once.
 _BLOCK = 1 << 23
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class _Linear(torch.autograd.Function):
@@ -123,7 +124,8 @@ class _MeanLoss(torch.autograd.Function):
             some, wanted = states[here], targets[here]
             share = torch.softmax(product(some, matrix), -1)
             at = torch.arange(len(wanted), device=states.device)
-            total -= share[at, wanted].float().log().sum()
+            # What underflows is a finite loss still, as that of PyTorch's own function.
+            total -= share[at, wanted].float().clamp_min(_TINY).log().sum()
             share[at, wanted] -= 1
             of_states[here] = product(share, matrix.t())
             of_matrix += product(share.t(), some.t())

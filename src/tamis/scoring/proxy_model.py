@@ -15,6 +15,8 @@ from tamis.scoring.proxy_layers import attention, blocks, gated, linear, mean_lo
 
 #: As in Llama: what keeps the root mean square from 0, and the base of the rotary angles.
 EPSILON, ROTARY_BASE = 1e-5, 10_000.0
+#: GPT-2's deviation of initial weights and the width it is for.
+DEVIATION, DEVIATION_WIDTH = 0.02, 768
 
 
 class ProxyModel(nn.Module):
@@ -27,8 +29,10 @@ class ProxyModel(nn.Module):
         layers: of attention and SwiGLU.
         heads: of attention, width / heads must be even.
         hidden: width inside the SwiGLU layer.
-        seed: of the initialisation: normal, 0.02, and 0.02 / sqrt(2 layers) for what is added to
-            the residual stream (GPT-2).
+        seed: of the initialisation: normal, with GPT-2's 0.02 at its width of 768 and in inverse
+            proportion to the square root at others, as the variance of a product is the width times
+            that of the weights; divided by sqrt(2 layers) for what is added to the residual stream.
+            With 0.02 at a width of 64 training stays on a plateau, which seeds leave at random.
 
     Example:
         >>> model = ProxyModel(vocabulary=11, context=8, width=4, layers=1, heads=2, hidden=6)
@@ -52,10 +56,12 @@ class ProxyModel(nn.Module):
         self.heads = heads
         random = torch.Generator().manual_seed(seed)
 
-        def matrix(rows: int, columns: int, scale: float = 0.02) -> nn.Parameter:
+        usual = DEVIATION * math.sqrt(DEVIATION_WIDTH / width)
+
+        def matrix(rows: int, columns: int, scale: float = usual) -> nn.Parameter:
             return nn.Parameter(torch.randn(rows, columns, generator=random) * scale)
 
-        small = 0.02 / math.sqrt(2 * layers)
+        small = usual / math.sqrt(2 * layers)
         self.embedding = matrix(vocabulary, width)
         self.query_key_value = nn.ParameterList(matrix(3 * width, width) for _ in range(layers))
         self.attended = nn.ParameterList(matrix(width, width, small) for _ in range(layers))

@@ -87,8 +87,11 @@ def domain_order(domain: Int64s, draw: Float64s, *ties: npt.NDArray[np.integer])
         >>> domain_order(np.array([1, 0, 1]), draw, np.array([3, 2, 1])).tolist()
         [1, 2, 0]
     """
-    order: Int64s = np.lexsort((draw, domain))
+    order: Int64s = np.argsort(draw)
+    # Of 16 bits numpy sorts by counting: a quarter of the time that both keys take at once.
+    narrow = np.uint16 if domain.max(initial=0) < 1 << 16 else np.int64
+    order = order[np.argsort(domain[order].astype(narrow), kind="stable")]
     equal = (np.diff(draw[order]) == 0) & (np.diff(domain[order]) == 0)
-    if equal.any():  # rare, and five keys take five times as long as two
+    if equal.any():  # rare, and five keys take several times as long
         order = np.lexsort((*reversed(ties), draw, domain))
     return order

@@ -15,12 +15,14 @@ from tamis.selectors.budgets import draws, numbers_of
 from tamis.selectors.drawing import Float64s, Int32s, Line, domain_order
 from tamis.selectors.marker import Marker
 from tamis.selectors.table import Table, as_floats, is_number
+from tamis.storage.corpus import BATCH_ROWS
 from tamis.storage.errors import RunError, UserError
 from tamis.storage.hashing import hex_ids
 from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import DROPPED
 from tamis.storage.mixture_plan import MixturePlan, check_plan, load_plan
 from tamis.storage.places import Place
+from tamis.storage.write import passes_of
 
 #: Why rows are not drawn: their domain's amount was reached before them, they have no domain or no
 #: size, or their domain has no share.
@@ -243,7 +245,10 @@ class MixtureDraw(Marker):
             left = rows[none]
             reason[left] = REASONS.index(REACHED if amounts[-1] > 0 else LEFT_OUT)
             value[left], threshold[left] = line.ends[none], amounts[-1]
-        yield from self.batches(self._columns(passes, weight, reason, value, threshold))
+        for begin in range(0, count, BATCH_ROWS):
+            some = slice(begin, begin + BATCH_ROWS)
+            told = (passes[some], weight[some], reason[some], value[some], threshold[some])
+            yield pa.record_batch(self._columns(*told), schema=self.fields())
 
     def _columns(
         self,
@@ -252,8 +257,8 @@ class MixtureDraw(Marker):
         reason: npt.NDArray[np.int8],
         value: Float64s,
         threshold: Float64s,
-    ) -> dict[str, pa.Array]:
-        """The fields of all rows, by name."""
+    ) -> list[pa.Array]:
+        """The fields of some rows."""
         count, phases = passes.shape
         offsets = np.arange(0, (count + 1) * phases, phases, dtype=np.int32)
         dropped = reason != _DRAWN
@@ -266,7 +271,8 @@ class MixtureDraw(Marker):
             "value": pa.array(value, from_pandas=True),
             "threshold": pa.array(threshold, from_pandas=True),
         }
-        return {f"{self.stage}_{name}": column for name, column in columns.items()}
+        del columns["weight" if self.write_as == "repeat" else "passes"]
+        return list(columns.values())
 
     def _stock(self, table: Table) -> _Stock:
         """What there is of every domain.
@@ -437,8 +443,8 @@ class MixtureDraw(Marker):
         drawn, written = np.zeros(shape), np.zeros(shape, np.int64)
         if self.write_as == "weight":
             return drawn, written
-        lists = table.column(f"{self.stage}_passes").combine_chunks()
-        passes = np.asarray(lists.flatten()).reshape(-1, self.phases)
+        parts = [passes_of(lists) for lists in table.column(f"{self.stage}_passes").chunks]
+        passes = np.concatenate([np.zeros((0, self.phases), np.int32), *parts])
         for d, name in enumerate(stock.names):
             rows = stock.rows(d)
             size = stock.size[rows]

@@ -13,6 +13,7 @@ from tamis.scoring.kernel_mean import (
     exact_product,
     landmark_product,
     median_distance,
+    noise,
 )
 from tamis.scoring.probes import standardise
 from tamis.scoring.propensity import PENALTIES, judge
@@ -96,6 +97,9 @@ class KernelMeanWeight(_TargetWeight):
     matching. With a larger d target rows that nothing in the corpus resembles are given up, and
     others to a lesser extent: the weights are then towards the rest of the target.
 
+    The optimum comes closer to the target's rows than another sample of their kind would, and
+    gives the weight to few rows for it; so the search ends before that, see `noise`.
+
     Up to `exact_rows` vectors of both sets the kernel is the exact one. Beyond, it is that between
     projections on `landmarks` rows, half of them the target's, with an exact diagonal; the report
     says which share of the kernel landmarks do not explain.
@@ -119,11 +123,18 @@ class KernelMeanWeight(_TargetWeight):
     exact_rows: int = Field(
         default=2048, ge=0, description="vectors of both sets up to which the kernel is exact"
     )
+    noise: float = Field(
+        default=0.7,
+        ge=0,
+        description="done once the distance is down to so many times what a sample's mean is off "
+        "that of its kind on average; 0 for the optimum itself, which fits that noise too (ours, "
+        "see docs/row-weights.md)",
+    )
     tolerance: float = Field(
         default=0.01,
         gt=0,
         lt=1,
-        description="done once 50 steps lower the distance by less than this share (unconfirmed)",
+        description="or once 50 steps lower the distance by less than this share (unconfirmed)",
     )
     iterations: int = Field(default=2000, ge=1, description="steps at most (unconfirmed)")
 
@@ -150,6 +161,8 @@ class KernelMeanWeight(_TargetWeight):
         n = len(both) - t
         by_draw = np.argsort(draw, kind="stable")
         bandwidth = self.bandwidth or median_distance(both[np.sort(by_draw[:_PAIRED])])
+        theirs = both[np.sort(by_draw[by_draw >= n][:_PAIRED])]
+        known = noise(theirs, t, bandwidth)
         product, about = self._kernel(both, n, by_draw, bandwidth, table.workers)
         found = double_weights(
             product,
@@ -157,6 +170,7 @@ class KernelMeanWeight(_TargetWeight):
             t,
             d=self.d,
             bound=self.bound,
+            enough=self.noise * known,
             tolerance=self.tolerance,
             iterations=self.iterations,
         )
@@ -174,6 +188,7 @@ class KernelMeanWeight(_TargetWeight):
             **about,
             "distance_before": found.before,
             "distance": found.distance,
+            "noise": known,
             "told_apart": bool(found.distance**2 > (1 - _LEAST_MATCHED) * found.length**2),
             "mean_before_scaling": mean,
             "target_mean_weight": float(found.alpha.mean()),
