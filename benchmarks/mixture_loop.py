@@ -15,6 +15,8 @@ command again after an interruption, or for the tables alone.
 4. `tamis mix train` on these optima, the natural and an even mixture and new random ones from the
    same design, with seeds that no run before had; and on the natural mixture for more steps.
 5. Predicted against observed.
+6. What two other ways to an optimum are worth where the first one failed, `tech_book`. These were
+   thought of after the tables of 5 were seen.
 """
 
 from __future__ import annotations
@@ -54,8 +56,8 @@ OBJECTIVES: dict[str, dict[str, float]] = {
     "math": {"loss_math": 1.0},
 }
 LAWS = (
-    ("mixing_law", {"bootstrap": 0}),
-    ("mixing_law, 2 components", {"bootstrap": 0, "components": 2}),
+    ("mixing_law", {}),
+    ("mixing_law, 2 components", {"components": 2}),
     ("autoscale", {}),
     # LightGBM's least leaf of 20 runs and a patience of 3 trees are for hundreds of runs.
     ("regmix, leaves of 3", {"leaf_rows": 3, "early_stopping": 50}),
@@ -230,19 +232,28 @@ def best_laws(laws: dict[str, Fitted]) -> dict[str, str]:
     }
 
 
-def validation(
-    given: Setting, tokens: Path, laws: dict[str, Fitted], new: pl.DataFrame
-) -> dict[str, Floats]:
-    """Mixtures to validate, by name; told with how flat each optimum is."""
-    supply = supply_of(tokens)
-    limits = MixtureLimits(supply=supply, tokens=given.tokens, epochs=given.epochs)
+def limits_of(given: Setting, supply: dict[str, float]) -> MixtureLimits:
+    return MixtureLimits(supply=supply, tokens=given.tokens, epochs=given.epochs)
+
+
+def references(given: Setting, new: pl.DataFrame) -> dict[str, Floats]:
+    """Mixtures that no law had a part in: natural, even, and random ones of the design."""
+    supply = supply_of(given.work / "tokens")
     natural = np.array([supply[domain] for domain in DOMAINS])
-    natural = natural / natural.sum()
-    mixtures = {"natural": natural}
-    mixtures["even"] = project(np.full((1, len(DOMAINS)), 1 / 6), *limits.bounds(DOMAINS))[0]
-    rows = []
+    bounds = limits_of(given, supply).bounds(DOMAINS)
+    even = np.full((1, len(DOMAINS)), 1 / len(DOMAINS))
+    found = {"natural": natural / natural.sum(), "even": project(even, *bounds)[0]}
+    for number, shares in enumerate(shares_of(new)):
+        found[f"random {number + 1}"] = shares
+    return found
+
+
+def optima(given: Setting, laws: dict[str, Fitted]) -> dict[str, Floats]:
+    """The best mixture of every objective; told with how flat it is."""
+    supply = supply_of(given.work / "tokens")
+    limits = limits_of(given, supply)
+    mixtures, rows = {}, []
     for name, title in best_laws(laws).items():
-        # What an objective's weights leave out is 0 in the search.
         found = optimise(laws[title], OBJECTIVES[name], limits=limits, natural=supply)
         mixtures[f"optimum of {name}"] = found.mixture
         spans = (found.ranges[domain] for domain in DOMAINS)
@@ -250,21 +261,50 @@ def validation(
             f"{share:.2f} ({low:.2f} to {high:.2f})"
             for share, (low, high) in zip(found.mixture, spans, strict=True)
         ]
-        rows.append([f"optimum of {name}", title, *shares, ", ".join(found.binding) or "none"])
-    most = [f"{share:.2f}" for share in limits.bounds(DOMAINS)[1]]
-    rows += [
-        ["natural", "", *(f"{share:.2f}" for share in natural), ""],
-        ["most allowed", "", *most, ""],
-    ]
+        bound = ", ".join(f"{domain} ({what})" for domain, what in found.binding.items())
+        rows.append([f"optimum of {name}", title, *shares, bound or "none"])
+    whole = sum(supply.values())
+    most = limits.bounds(DOMAINS)[1]
+    rows.append(["natural", "", *(f"{supply[domain] / whole:.2f}" for domain in DOMAINS), ""])
+    rows.append(["most allowed", "", *(f"{share:.2f}" for share in most), ""])
     print_table(("mixture", "law", *DOMAINS, "held by limits"), rows, 1)
-    for number, shares in enumerate(shares_of(new)):
-        mixtures[f"random {number + 1}"] = shares
     return mixtures
 
 
-def as_table(mixtures: Floats) -> pl.DataFrame:
-    columns = {f"mix_{domain}": mixtures[:, j] for j, domain in enumerate(DOMAINS)}
-    return pl.DataFrame({"run": np.arange(len(mixtures)), **columns})
+def afterwards(given: Setting, laws: dict[str, Fitted], seeds: Sequence[int]) -> None:
+    """Another law's optimum of `tech_book`, and one drawn towards the natural mixture."""
+    name, supply = "tech_book", supply_of(given.work / "tokens")
+    ways = {"autoscale": ("autoscale", 0.0), "mixing_law, --kl 0.1": ("mixing_law", 0.1)}
+    mixtures, predicted = {}, {}
+    for way, (title, kl) in ways.items():
+        found = optimise(
+            laws[title],
+            OBJECTIVES[name],
+            limits=limits_of(given, supply),
+            natural=supply,
+            kl=kl,
+            ranges=False,
+        )
+        mixtures[way] = found.mixture
+        objective = Objective(name, laws[title])
+        value = objective.predicted(found.mixture[None])[0]
+        predicted[way] = f"{value:.3f} ± {objective.half:.3f}"
+    runs = trained(given, "after", as_table(mixtures), given.steps, seeds)
+    losses, which = observed(runs, name), runs["run"].to_numpy()
+    rows = []
+    for number, way in enumerate(ways):
+        own = losses[which == number]
+        shares = [f"{share:.2f}" for share in mixtures[way]]
+        rows.append([way, *shares, predicted[way], f"{own.mean():.3f} ± {own.std(ddof=1):.3f}"])
+    print(f"\nAfterwards: other optima of {name}\n")
+    print_table(("way", *DOMAINS, "predicted", "observed"), rows, 1)
+
+
+def as_table(mixtures: dict[str, Floats], first: int = 0) -> pl.DataFrame:
+    """A design; `run` counts mixtures from `first` on."""
+    shares = np.array(list(mixtures.values()))
+    columns = {f"mix_{domain}": shares[:, j] for j, domain in enumerate(DOMAINS)}
+    return pl.DataFrame({"run": np.arange(first, first + len(shares)), **columns})
 
 
 def tell_laws(laws: dict[str, Fitted], random: Floats, seen: dict[str, Floats]) -> None:
@@ -428,21 +468,25 @@ def main() -> None:
     supply = supply_of(tokens)
     print(f"{given.tokens:,} tokens a run; supply {supply}\n")
     table, new = designed(given, tokens)
+    seeds = range(10, 10 + given.seeds)
+    mixtures = references(given, new)
     design = trained(given, "first", table, given.steps, [0])
     if given.repeated:
         again = trained(given, "repeated", table[: given.repeated], given.steps, [1, 2])
         design = pl.concat([design, again])
     laws = fitted_laws(design)
-    mixtures = validation(given, tokens, laws, new)
-    table = as_table(np.array(list(mixtures.values())))
-    seeds = range(10, 10 + given.seeds)
-    runs = trained(given, "validation", table, given.steps, seeds)
-    natural = as_table(mixtures["natural"][None])
+    best = optima(given, laws)
+    ours = trained(given, "optima", as_table(best, len(mixtures)), given.steps, seeds)
+    others = trained(given, "references", as_table(mixtures), given.steps, seeds)
+    runs = pl.concat([others, ours])
+    natural = as_table({"natural": mixtures["natural"]})
     longer = pl.concat(
         trained(given, f"natural-{steps}", natural, steps, seeds[:2])
         for steps in (given.steps * 3 // 2, given.steps * 2)
     )
+    mixtures |= best
     report(given, laws, design, mixtures, runs, longer, svg)
+    afterwards(given, laws, seeds)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,11 @@
 import os
 from pathlib import Path
 
+# Before anything is imported that reads it. Models and matrices of tests are tiny: a pool of
+# threads for each takes several times the processor time of one, and on busy cores the clock's.
+# What does not depend on the number of threads is tested with numbers of its own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq

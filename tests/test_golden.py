@@ -93,6 +93,16 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "d4": {"embedding": "vector", "fraction": 0.5},
     "cluster": {"embedding": "vector"},
     "random_subset": {"fraction": 0.3, "epoch": 4},
+    "mixture_draw": {
+        "mixture": {
+            "phases": [
+                {"share": 3, "mixture": {"0": 0.5, "1": 0.3, "2": 0.2}},
+                {"share": 1, "mixture": {"0": 0.1, "1": 0.9, "2": 0.0}},
+            ]
+        },
+        "by": "number",
+        "tokens": 9000,
+    },
     "repeats": {},
     "repetition_risk": {"near": 0.7, "max_repeats": 1},
     "representative_sample": {"embedding": "vector", "rows": 40},
@@ -101,6 +111,9 @@ SELECTORS: dict[str, dict[str, Any]] = {
     "reference_similarity": {"embedding": "vector", "references": [REFERENCE]},
     "importance_sample": {"embedding": "vector", "rows": 60, "target": REFERENCE},
     "importance_weight": {"embedding": "vector", "target": REFERENCE},
+    "kernel_mean_weight": {"embedding": "vector", "target": REFERENCE, "d": 2.0},
+    "propensity_weight": {"embedding": "vector", "target": REFERENCE, "l2": 1.0},
+    "row_weight": {"by": "number"},
     "sera": {"by": "number", "fraction": 0.4, "order": "middle", "high_quantile": 0.9},
     "high_loss": {"by": "number"},
     "dynamic_loss_weight": {"by": "number", "strategy": "mid"},
@@ -125,6 +138,11 @@ COLUMNS = {
         *(f"round(list_sum(probe_{name}), 2)" for name in ("margin", "loss", "entropy", "el2n")),
     ],
     "dynamic_loss_weight": ["round(dynamic_loss_weight, 9)"],
+    "kernel_mean_weight": ["round(kernel_mean_weight, 3)"],
+    "propensity_weight": [
+        "round(propensity_weight, 3)",
+        "round(propensity_weight_probability, 3)",
+    ],
     "label_consensus": [
         "round(label_consensus, 9)",
         "list_transform(label_consensus_votes, lambda vote: vote.rule)",
@@ -216,6 +234,9 @@ def digest_of_operator(name: str) -> str:
                 table.with_columns(label=pl.col("number") % 3),
                 {**roles, "label": "label"},
             )
+        if "domain" in cls.roles:
+            table = table.with_columns(domain=(pl.col("number") % 3).cast(pl.String))
+            roles = {**roles, "domain": "domain"}
         if name in ("aum_threshold", "confident_learning", "label_consensus"):
             table = table.hstack(pl.from_arrow(of_probes(len(table))).drop("probe_logits"))
         table.write_parquet(path)

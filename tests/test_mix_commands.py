@@ -120,3 +120,24 @@ def test_options_that_do_not_fit(runs_file: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=what):
             tamis("mix", "optimise", out, *arguments)
+
+
+def test_a_corpus_becomes_tokens_and_a_design_may_not_be_overwritten(tmp_path: Path) -> None:
+    names = ("code", "web")
+    rows = {
+        "text": [f"{name} number {i} of a text " * 40 for i in range(40) for name in names],
+        "source": list(names) * 40,
+    }
+    pl.DataFrame(rows).write_ndjson(tmp_path / "corpus.jsonl")
+    out = tmp_path / "tokens"
+    flags = ("--domain", "source", "--vocabulary", 280, "--validation", 0.3)
+    told = json.loads(tamis("mix", "tokenise", tmp_path / "corpus.jsonl", out, *flags, "--json"))
+    assert list(told["domains"]) == ["code", "web"]
+    assert told["vocabulary"] <= 280
+    assert "tokens to train" in tamis("mix", "tokenise", tmp_path / "corpus.jsonl", out, *flags)
+    design = tmp_path / "design.parquet"
+    pl.DataFrame({"mix_code": [0.5], "mix_web": [0.5]}).write_parquet(design)
+    with pytest.raises(UserError, match="take the design's place"):
+        tamis("mix", "train", out, design, design)
+    with pytest.raises(UserError, match=r"no size 'large'; one of tiny, small, 1m"):
+        tamis("mix", "train", out, design, tmp_path / "runs.parquet", "--size", "large")

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from typer.testing import CliRunner
@@ -77,4 +78,54 @@ def test_what_a_user_can_mend(arguments: tuple[str, ...], what: str, tmp_path: P
     out = tmp_path / "runs.parquet"
     with pytest.raises(UserError, match=what):
         tamis("mix", "design", out, *arguments)
+    assert not out.exists()
+
+
+@pytest.fixture
+def fitted_file(tmp_path: Path) -> Path:
+    draws = np.random.default_rng(0)
+    shares = draws.dirichlet(np.ones(3), 16)
+    parts = np.array([[0.3, -3.0, 0.5], [-0.6, 0.4, -2.5]])
+    losses = 2 + np.exp(shares @ parts.T) + draws.normal(0, 0.003, (16, 2))
+    names = [*(f"mix_{name}" for name in ("law", "code", "web")), "loss_code", "loss_web"]
+    table = pl.DataFrame(np.column_stack([shares, losses]), schema=names)
+    table.with_columns(seed=1).write_parquet(tmp_path / "done.parquet")
+    # fmt: off
+    tamis(
+        "mix", "fit", tmp_path / "done.parquet", tmp_path / "fit.json", "--where", "seed = 1",
+        "--param", "starts=2",
+    )
+    # fmt: on
+    return tmp_path / "fit.json"
+
+
+def test_runs_that_a_fit_asks_for(fitted_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "next.csv"
+    done = ("--fit", fitted_file, "--table", tmp_path / "done.parquet", "--where", "seed = 1")
+    said = tamis("mix", "design", out, *done, "--runs", 5, "--ceiling", "web=0.5")
+    assert "5 runs" in said
+    assert "expected after these runs" in said
+    shares = pl.read_csv(out)
+    assert shares.columns == ["run", "split", "mix_law", "mix_code", "mix_web"]
+    assert shares["mix_web"].max() <= 0.5 + 1e-9
+    natural = [f"--prior={name}=1" for name in ("web", "law", "code")]
+    gain = ("--by", "gain", "--target", "loss_web=2", "--target", "loss_code", *natural)
+    told = json.loads(tamis("mix", "design", out, *done, *gain, "--runs", 5, "--json"))
+    assert told["runs"] == 5
+    assert pl.read_csv(out).drop("run", "split").to_numpy().sum(axis=1) == pytest.approx(1)
+
+
+def test_what_does_not_go_with_a_fit(fitted_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "next.parquet"
+    table = ("--table", tmp_path / "done.parquet")
+    for arguments, what in (
+        (("--fit", fitted_file), "its runs are needed"),
+        (("--fit", fitted_file, *table, "--validation", 2), "judge no law"),
+        (("--fit", fitted_file, *table, "--by", "magic"), "expected gain or uncertainty"),
+        (("--fit", fitted_file, *table, "--where", "loss_web < 2.8"), "made of other runs"),
+        (("--fit", fitted_file, *table, "--prior", "web=1"), "differ in domains: code, law"),
+        ((*table, "--prior", "web=1", "--prior", "law=1"), "give --fit"),
+    ):
+        with pytest.raises(UserError, match=what):
+            tamis("mix", "design", out, *arguments)
     assert not out.exists()

@@ -10,6 +10,7 @@ from tamis.commands import (
     dynamics,
     looking,
     mix_designs,
+    mix_draws,
     mix_training,
     mix_weights,
     mixing,
@@ -56,6 +57,8 @@ mix_app.command()(mix_designs.design)
 mix_app.command()(mix_training.tokenise)
 mix_app.command()(mix_training.train)
 mix_app.add_typer(mix_weights.weights_app, name="weights")
+mix_app.command()(mix_draws.apply)
+mix_app.command()(mix_draws.count)
 recipe_app.command("schema")(looking.recipe_schema)
 recipe_app.command("check")(looking.recipe_check)
 

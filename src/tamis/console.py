@@ -76,7 +76,7 @@ def summary(result: "Result") -> dict[str, Any]:
 
 
 def show(result: "Result") -> None:
-    from tamis.storage.dataset import certificates, marked_rows
+    from tamis.storage.dataset import certificates, draws_told, has_repeats, marked_rows
 
     rows = result.manifest["rows"]
     whole = max(1, rows["in"])
@@ -93,8 +93,11 @@ def show(result: "Result") -> None:
             line("kept", rows["kept"]),
             *(line(f"of these {name}", count) for name, count in marked_rows(rows).items()),
             *([line("generated", rows["generated"])] if rows["generated"] else []),
+            *([line("written", rows["written"])] if has_repeats(rows) else []),
         ],
     )
+    for told in draws_told(result.manifest):
+        say(told)
     for certified in certificates(result.manifest, texts=True):
         say(certified)
 
@@ -127,6 +130,8 @@ def tell(row: dict[str, Any], head: str) -> None:
         told = {"keep": "", "relabel": ", relabelled", "review": ", in review"}[row["action"]]
         by = f" by {row['stage']}" if row["stage"] else ""
         say(f"  kept{told}{by}")
+        if row["repeat"] != 1:
+            say(f"  written    {row['repeat']} times")
         if row["weight"] != 1:
             say(f"  weight     {figure(row['weight'])}")
     elif row["action"] == "generate":

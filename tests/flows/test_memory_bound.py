@@ -40,6 +40,8 @@ def test_vectors_count_by_their_length(tmp_path: Path, numbers: int | None) -> N
         ("semantic_leak", {"embedding": "vector"}),
         ("reference_similarity", {"embedding": "vector"}),
         ("importance_sample", {"embedding": "vector", "rows": 5}),
+        ("kernel_mean_weight", {"embedding": "vector"}),
+        ("propensity_weight", {"embedding": "vector"}),
         ("decontaminate", {}),
         ("contamination", {}),
     ],
@@ -50,7 +52,7 @@ def test_rows_of_references_count(tmp_path: Path, name: str, params: dict[str, A
         path = tmp_path / f"{rows}.parquet"
         pq.write_table(pa.table({"text": [f"text {i}" for i in range(rows)]}), path)
         reference = {"path": str(path)}
-        key = "target" if name == "importance_sample" else "references"
+        key = "target" if name.startswith(("importance", "kernel", "propensity")) else "references"
         given = reference if key == "target" else [reference]
         bounds.append(bound(tmp_path / "work", {"operator": name, key: given, **params}))
     each = (bounds[1] - bounds[0]) / 5000

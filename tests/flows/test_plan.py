@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import tamis
+from tamis.flows import plan as planning
 from tamis.flows.plan import _draw, plan
 from tamis.recipe import check_recipe
 from tamis.storage.errors import RunError
@@ -35,10 +36,19 @@ def bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def test_what_is_planned_is_what_happens(tmp_path: Path) -> None:
+def test_what_is_planned_is_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_corpus(tmp_path / "in.parquet", make_texts(6000, copies=0.1))
     told = check_recipe(recipe(source, tmp_path / "out"))
-    planned = plan(told)
+    samples: list[Any] = []
+    honest = planning._run
+
+    def remembered(*arguments: Any) -> Any:
+        samples.append(honest(*arguments))
+        return samples[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(planning, "_run", remembered)
+        planned = plan(told)
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.tamis").exists()
     assert planned.found == {}
@@ -51,6 +61,8 @@ def test_what_is_planned_is_what_happens(tmp_path: Path) -> None:
     assert set(planned.step_seconds) == set(run.step_seconds)
     assert planned.seconds > sum(run.step_seconds.values()) / 4
     assert 200e6 < planned.peak_memory < 2e9
+    # The samples of before: a process for each is not started again.
+    monkeypatch.setattr(planning, "_run", lambda *_: samples.pop(0))
     again = plan(told)
     assert again.found["ids"] == again.found["scores/text_stats"] == again.found["signals/minhash"]
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 import tamis
 from tamis.flows.differences import Difference
 from tamis.selectors import components, duplicates
+from tests.commands import tamis as command
 from tests.conftest import make_texts
 from tests.guarantees.guarantee_tools import documents
-from tests.test_cli import tamis as command
 
 NEAR: dict[str, Any] = {"operator": "near_dedup"}
 STAGES: list[dict[str, Any]] = [

@@ -130,7 +130,10 @@ def test_a_run_that_loses_a_new_row_fails_and_publishes_nothing(
     monkeypatch.setattr(
         direct,
         "ledger_counts",
-        lambda paths: {**honest(paths), "generate": honest(paths)["generate"] - 1},
+        lambda paths: (
+            {**honest(paths)[0], "generate": honest(paths)[0]["generate"] - 1},
+            honest(paths)[1],
+        ),
     )
     with pytest.raises(tamis.RunError, match="2 rows were generated, the ledger holds 1"):
         tamis.run(recipe(tmp_path / "in.parquet", tmp_path / "out", models))

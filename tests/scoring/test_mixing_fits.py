@@ -10,8 +10,9 @@ import pytest
 from scipy.optimize import check_grad, minimize
 from scipy.stats import spearmanr
 
+from tamis.scoring.cluster_intervals import spread
 from tamis.scoring.compare_fits import compare
-from tamis.scoring.fits import LAWS, Fitted, folds_of, law, load_fit, load_laws, spearman
+from tamis.scoring.fits import LAWS, Fitted, Model, folds_of, law, load_fit, load_laws, spearman
 from tamis.scoring.mixing_law import MixingLaw, NestedMixingLaw, pinned
 from tamis.scoring.mixture_runs import Inputs, Runs, covariate_inputs, inputs_of, read_runs
 from tamis.scoring.power_law import fit_curves, plateau
@@ -86,7 +87,35 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         model = MixingLaw(starts=2).train(runs)
         truth = pinned(constant, exponents)
         held.append((model.low <= truth) & (truth <= model.high))
-    assert 0.84 <= np.mean(held) <= 0.96
+    assert 0.85 <= np.mean(held) <= 0.97
+
+
+def test_spread_of_groups_is_that_of_whole_matrices() -> None:
+    """CR2 and its degrees of freedom, group by group, against matrices of all runs."""
+    draws = np.random.default_rng(3)
+    group = draws.permutation(np.repeat(np.arange(11), [1, 2, 3, 1, 2, 3, 1, 1, 4, 1, 1]))
+    jacobian, score = draws.normal(size=(20, 3)), draws.normal(size=20)
+    contrast = draws.normal(size=(4, 3))
+    found = spread(jacobian, score, group, contrast)
+    inverse = np.linalg.inv(jacobian.T @ jacobian)
+    rest = np.eye(20) - jacobian @ inverse @ jacobian.T
+    moves = np.zeros((11, 20, 4))
+    for number in range(11):
+        own = np.flatnonzero(group == number)
+        values, axes = np.linalg.eigh(rest[np.ix_(own, own)])
+        root = axes @ np.diag(values**-0.5) @ axes.T
+        moves[number][own] = root @ jacobian[own] @ inverse @ contrast.T
+    for q in range(4):
+        assert found.error[q] ** 2 == pytest.approx(((moves[:, :, q] @ score) ** 2).sum())
+        eigen = np.linalg.eigvalsh(moves[:, :, q] @ rest @ moves[:, :, q].T)
+        assert found.freedom[q] == pytest.approx(eigen.sum() ** 2 / (eigen**2).sum())
+    assert np.isnan(spread(jacobian, score, group % 3, contrast).error).all()
+
+
+def test_intervals_of_few_runs_are_unknown_and_not_narrow() -> None:
+    runs, _, _ = made_runs(4, noise=0.01)
+    model = MixingLaw().train(runs)
+    assert np.isnan(model.low).all()
 
 
 def test_prediction_intervals_cover_new_runs() -> None:
@@ -480,3 +509,60 @@ def test_held_out_errors_are_those_on_the_published_test_runs(
     assert error == pytest.approx(stated, rel=0.25)
     covered = (found.low <= test.losses) & (test.losses <= found.high)
     assert 0.85 <= covered.mean() <= 0.97
+
+
+# Resamples
+
+
+def test_resampled_mixing_laws_lie_as_far_apart_as_intervals_say() -> None:
+    """Two ways to the same spread: refits to resamples, and the sandwich."""
+    runs, _, _ = made_runs(200, noise=0.01, targets=2)
+    model = MixingLaw().train(runs)
+    drawn = MixingLaw().resampled(runs, model, 100, 1)
+    values = np.array([[c.value for c in one.coefficients()] for one in drawn])
+    width = np.array([c.high - c.low for c in model.coefficients()])
+    assert np.allclose(np.ptp(np.quantile(values, [0.05, 0.95], axis=0), axis=0), width, rtol=0.35)
+
+
+def test_resampled_linear_laws_vary_as_least_squares_says() -> None:
+    draws = np.random.default_rng(4)
+    shares = draws.dirichlet(np.ones(3), 150)
+    losses = shares @ np.array([[1.0], [2.0], [3.0]]) + draws.normal(0, 0.1, (150, 1))
+    runs = Runs(DOMAINS[:3], shares, {}, ("loss",), losses)
+    model = Linear().train(runs)
+    weights = np.array(
+        [
+            one.mean(Inputs(DOMAINS[:3], np.eye(3)))[:, 0]
+            for one in Linear().resampled(runs, model, 400, 0)
+        ]
+    )
+    error = 0.1 * np.sqrt(np.diag(np.linalg.inv(shares.T @ shares)))
+    assert weights.std(axis=0) == pytest.approx(error, rel=0.25)
+    again = Linear().resampled(runs, model, 400, 0)[7]
+    assert again.mean(Inputs(DOMAINS[:3], np.eye(3)))[:, 0].tolist() == weights[7].tolist()
+
+
+def test_runs_of_one_mixture_are_resampled_together() -> None:
+    shares = np.repeat(np.random.default_rng(0).dirichlet(np.ones(2), 3), 2, axis=0)
+    runs = Runs(DOMAINS[:2], shares, {}, ("loss",), np.arange(6.0)[:, None])
+    seen = []
+
+    class Spy(Linear):
+        def train(self, runs: Runs, *, evidence: bool = True) -> Model:
+            seen.append(runs.losses[:, 0])
+            return super().train(runs)
+
+    Spy(law="linear").resampled(runs, Linear().train(runs), 8, 0)
+    for losses in seen:
+        assert sorted(losses[losses % 2 == 0] + 1) == sorted(losses[losses % 2 == 1])
+
+
+def test_resamples_that_no_law_fits_are_told() -> None:
+    runs, _, _ = made_runs(12)
+
+    class Never(Linear):
+        def train(self, runs: Runs, *, evidence: bool = True) -> Model:
+            raise UserError("no")
+
+    with pytest.raises(UserError, match="could not be fitted to 15 of 15 resamples"):
+        Never(law="linear").resampled(runs, Linear().train(runs), 5, 0)

@@ -218,8 +218,38 @@ class _StoppedError(Exception):
     pass
 
 
+def saving_trainer(folder: Path, window: int | None) -> tuple[Any, DynamicsRecorder]:
+    """A trainer that saves every third step and records into the folder."""
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    trainer = trainer_of(folder, bert(), rows_of(list(range(ROWS))), **saving)
+    made = DynamicsRecorder(folder / "records", window=window)
+    tamis.record_trainer(trainer, made)
+    return trainer, made
+
+
+def in_order(made: DynamicsRecorder) -> pl.DataFrame:
+    return read(made).sort("epoch", "step", "row_id")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int | None, pl.DataFrame]:
+    """By window, what a training that nobody stops records."""
+    found = {}
+    for window in (None, 2):
+        trainer, made = saving_trainer(tmp_path_factory.mktemp("whole"), window)
+        trainer.train()
+        found[window] = in_order(made)
+        assert Counter(found[window]["row_id"]) == dict.fromkeys(range(ROWS), 2)
+    return found
+
+
 @pytest.mark.parametrize(("window", "stop"), [(None, 5), (2, 5), (None, 8), (2, 10)])
-def test_a_trainer_goes_on_from_a_checkpoint(tmp_path: Path, window: int | None, stop: int) -> None:
+def test_a_trainer_goes_on_from_a_checkpoint(
+    tmp_path: Path,
+    undisturbed: dict[int | None, pl.DataFrame],
+    window: int | None,
+    stop: int,
+) -> None:
     from transformers import TrainerCallback
 
     class Stop(TrainerCallback):
@@ -227,27 +257,16 @@ def test_a_trainer_goes_on_from_a_checkpoint(tmp_path: Path, window: int | None,
             if state.global_step == stop:
                 raise _StoppedError
 
-    found = {}
-    for name in ("stopped", "whole"):
-        saving = {"save_strategy": "steps", "save_steps": 3}
-        made = DynamicsRecorder(tmp_path / name / "records", window=window)
-        trainer = trainer_of(tmp_path / name, bert(), rows_of(list(range(ROWS))), **saving)
-        tamis.record_trainer(trainer, made)
-        if name == "stopped":
-            trainer.add_callback(Stop())
-            with pytest.raises(_StoppedError):
-                trainer.train()
-            made = DynamicsRecorder(tmp_path / name / "records", window=window)
-            trainer = trainer_of(tmp_path / name, bert(), rows_of(list(range(ROWS))), **saving)
-            tamis.record_trainer(trainer, made)
-            trainer.train(resume_from_checkpoint=True)
-        else:
-            trainer.train()
-        found[name] = read(made).sort("epoch", "step", "row_id")
-    assert Counter(found["whole"]["row_id"]) == dict.fromkeys(range(ROWS), 2)
+    trainer, _ = saving_trainer(tmp_path, window)
+    trainer.add_callback(Stop())
+    with pytest.raises(_StoppedError):
+        trainer.train()
+    trainer, made = saving_trainer(tmp_path, window)
+    trainer.train(resume_from_checkpoint=True)
+    stopped, whole = in_order(made), undisturbed[window]
     same = ["row_id", "epoch", "step", "label", "other", "correct"]
-    assert found["stopped"][same].equals(found["whole"][same])
-    np.testing.assert_allclose(found["stopped"]["loss"], found["whole"]["loss"], atol=1e-5)
+    assert stopped[same].equals(whole[same])
+    np.testing.assert_allclose(stopped["loss"], whole["loss"], atol=1e-5)
 
 
 def test_a_trainer_without_ids_or_with_tokens_labels_is_told(tmp_path: Path) -> None:

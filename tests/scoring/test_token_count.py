@@ -76,7 +76,7 @@ def test_no_count_depends_on_the_batch(file: Path, size: int, skip: int) -> None
     whole = counted(TEXTS, tokenizer=file)
     batch = pa.record_batch({"text": pa.array(TEXTS)}).slice(skip)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(token_count, "_CALL_BYTES", size)
+        patch.setattr(token_count, "CALL_BYTES", size)
         found = TokenCount(tokenizer=file).compute(batch)
     assert found["tokens"].to_pylist() == whole[skip:]
 

@@ -14,8 +14,8 @@ from tamis.scoring.plain_shingles import plain_shingles
 from tamis.scoring.shingles import Shingling
 from tamis.selectors import near_certificate
 from tamis.selectors.intervals import number_of, share_of
+from tests.commands import tamis as command
 from tests.conftest import make_texts
-from tests.test_cli import tamis as command
 
 NEAR: dict[str, Any] = {"operator": "near_dedup", "threshold": 0.7}
 #: Bands that miss most pairs at this threshold.

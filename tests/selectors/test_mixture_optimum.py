@@ -96,6 +96,14 @@ def test_supply_and_repetition(smooth: Fitted) -> None:
     assert found.natural[0] > found.objective
 
 
+def test_a_gain_within_the_error_of_the_fit_is_told(smooth: Fitted) -> None:
+    best = optimise(smooth, "loss_code")
+    near = dict(zip(DOMAINS, best.mixture + np.array([0.01, -0.02, 0.01]), strict=True))
+    (note,) = optimise(smooth, "loss_code", natural=near).notes
+    assert "is not told apart from the error of the fit" in note
+    assert not optimise(smooth, "loss_code", natural={"arxiv": 1, "code": 1, "web": 2}).notes
+
+
 def test_the_natural_mixture_draws_the_best_towards_it(smooth: Fitted) -> None:
     natural = {"arxiv": 1, "code": 1, "web": 2}
     shares = np.array([0.25, 0.25, 0.5])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tamis.commands.mixture_options import numbers, supplies
+from tamis.commands.mixture_options import Mix, Where, numbers, runs_from, supplies, weights
 from tamis.commands.options import AsJson
 from tamis.console import say, table
 
@@ -63,9 +63,25 @@ def design(
     corners: Annotated[
         bool, typer.Option("--corners", help="A run a domain with as much of it as may be.")
     ] = False,
+    fit: Annotated[
+        str | None,
+        typer.Option(help="File of `tamis mix fit`: the runs that would tell this law most."),
+    ] = None,
+    done: Annotated[
+        str | None, typer.Option("--table", help="Table of the runs that it was fitted to.")
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="uncertainty of the law, or gain: of where its optimum is.")
+    ] = "uncertainty",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Target, or target=weight (repeatable); all alike if not given."),
+    ] = None,
+    mix: Mix = "mix_",
+    where: Where = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write which small runs to do: mixtures around the natural one, as RegMix draws them."""
+    """Write which small runs to do: around the natural mixture, or those that tell a fit most."""
     from pydantic import ValidationError
 
     from tamis.selectors.mixture_constraints import MixtureLimits
@@ -83,7 +99,7 @@ def design(
         ceiling=numbers(ceiling, "--ceiling"),
     )
     natural = supplies(prior, "--prior") or there
-    if not natural:
+    if fit is None and not natural:
         raise UserError(
             "no natural mixture to draw around",
             mend="--prior web=60 --prior code=40, or a file that `tamis mix count` wrote",
@@ -103,7 +119,39 @@ def design(
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise UserError(f"{option}: {first['msg']}") from None
-    found = dirichlet_design(natural, runs, validation=validation, limits=limits, settings=settings)
+    if fit is None:
+        if done is not None or target or where:
+            raise UserError("--table, --target and --where go with a fit", mend="give --fit")
+        found = dirichlet_design(
+            natural, runs, validation=validation, limits=limits, settings=settings
+        )
+    else:
+        from tamis.scoring.fits import load_fit
+        from tamis.selectors.adaptive_design import AdaptiveSettings, adaptive_design
+
+        if done is None:
+            raise UserError(
+                "--fit: its runs are needed as well", mend="give --table, the file it was fitted to"
+            )
+        if validation:
+            raise UserError(
+                "--validation: runs that are chosen to tell most judge no law",
+                mend="draw validation runs without --fit",
+            )
+        if by not in ("gain", "uncertainty"):
+            raise UserError(f"--by: expected gain or uncertainty, found {by!r}")
+        fitted = load_fit(fit)
+        found = adaptive_design(
+            fitted,
+            runs_from(done, None, mix, list(fitted.targets), where),
+            runs,
+            by="gain" if by == "gain" else "uncertainty",
+            weights=weights(target) or None,
+            natural=natural or None,
+            limits=limits,
+            settings=AdaptiveSettings(seed=seed),
+            dirichlet=settings,
+        )
     found.save(out)
     _tell(found, limits, out, as_json)
 

@@ -90,7 +90,9 @@ def train(
         list[int] | None, typer.Option(min=0, help="A run for each (repeatable); 0 if not given.")
     ] = None,
     size: Annotated[str, typer.Option(help="tiny, small or 1m.")] = "tiny",
-    rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Highest learning rate; 4e-3, for 1m 4e-4.")
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Sequences a step.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens a sequence.")] = None,
     param: Annotated[
@@ -102,15 +104,24 @@ def train(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Runs beside each other; as many as cores if not.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    precision: Annotated[
+        str,
+        typer.Option(help="float32; bfloat16; auto: bfloat16 where the hardware has it."),
+    ] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Train a small model on every mixture of a design, and measure its loss on all domains."""
     from tamis.flows.proxy_runs import proxy_settings, read_design, train_design
+    from tamis.scoring.hardware import device_for, precision_for
+    from tamis.storage.errors import UserError
 
+    if Path(design).resolve() == Path(out).resolve():
+        raise UserError("the runs would take the design's place", where=out, mend="another name")
     given = {"rate": rate, "batch": batch, "context": context}
     shape: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    shape |= {"steps": steps, "epochs": epochs, "curve": curve, "device": device}
+    shape |= {"steps": steps, "epochs": epochs, "curve": curve, "device": device_for(device)}
+    shape["precision"] = precision_for(precision, shape["device"])
     settings = [
         proxy_settings(size, **{**shape, **parameters(param or []), "seed": one})
         for one in seed or [0]

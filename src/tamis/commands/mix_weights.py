@@ -205,10 +205,12 @@ def group_dro(
     from tamis.selectors.robust_weights import group_dro as raised
 
     columns = Columns(step, domain, loss, tokens=token_column)
-    there = supplies(supply, unit="rows")
     given = _losses(losses, columns, missing, documents)
+    there = supplies(supply, unit="rows")
+    if not there and len(given.steps) == 1:
+        there = dict(given.rows)  # of documents, each of which is there once
     path = raised(given, rate=rate, adjustment=adjustment, sizes=there or None)
-    found = _plan("group_dro", losses, path, result)
+    found = _plan(losses, path, result)
     _tell_robust(path, *_limited(found, there, tokens, epochs, cap), trace, out, as_json)
 
 
@@ -261,7 +263,7 @@ def doremi(
             raise UserError(f"--reference: {losses} has the reference's losses already")
         given = given.against(_losses(reference, replace(columns, tokens=None), missing, False))
     path = raised(given, rate=rate, smoothing=smoothing)
-    found = _plan("doremi", losses, path, result)
+    found = _plan(losses, path, result)
     _tell_robust(path, *_limited(found, there, tokens, epochs, cap), trace, out, as_json)
 
 
@@ -277,14 +279,14 @@ def _losses(path: str, columns: "Columns", missing: str, documents: bool) -> "Do
     )
 
 
-def _plan(method: str, losses: str, path: "WeightPath", result: str) -> "MixturePlan":
+def _plan(losses: str, path: "WeightPath", result: str) -> "MixturePlan":
     from tamis.storage.errors import UserError
     from tamis.storage.mixture_plan import MixturePlan
 
     if result not in ("mean", "last"):
         raise UserError(f"--result: expected mean or last, found {result!r}")
     origin = {
-        "method": method,
+        "method": path.method,
         **path.parameters,
         "losses": losses,
         "steps": len(path.losses.steps),
@@ -340,11 +342,12 @@ def _tell_robust(
         }
         print(json.dumps(told))
         return
-    _tell(plan, weighed, _loss_columns(path))
+    _tell(plan, weighed, _loss_columns(path, plan.origin["result"]))
+    steps = len(path.losses.steps)
+    over = f" ({worst['first']:.4f} at the first of {steps:,} steps)" if steps > 1 else ""
     say(
-        f"worst    {worst['domain']}: loss {worst['loss']:.4f} at the last of "
-        f"{len(path.losses.steps):,} steps ({worst['first']:.4f} at the first); mean of domains "
-        f"{worst['mean']:.4f}, by their last weights {worst['weighted']:.4f}"
+        f"worst    {worst['domain']}: loss {worst['loss']:.4f}{over}; mean of domains "
+        f"{worst['mean']:.4f}, by the last weights {worst['weighted']:.4f}"
     )
     for note in path.notes():
         say(note)
@@ -353,13 +356,16 @@ def _tell_robust(
     _tell_out(out)
 
 
-def _loss_columns(path: "WeightPath") -> dict[str, list[str]]:
+def _loss_columns(path: "WeightPath", result: str) -> dict[str, list[str]]:
     """What is known of every domain's losses and weights, by title."""
     losses = path.losses
     found = {"loss": losses.losses[-1]}
-    if losses.references is not None:
+    if path.method == "doremi" and losses.references is not None:
         found |= {"reference": losses.references[-1], "mean excess": path.scores.mean(axis=0)}
-    found |= {"mean weight": path.weights.mean(axis=0), "last weight": path.weights[-1]}
+    if result == "mean":
+        found["last weight"] = path.weights[-1]
+    else:
+        found["mean weight"] = path.weights.mean(axis=0)
     return {title: [f"{value:.4f}" for value in values] for title, values in found.items()}
 
 

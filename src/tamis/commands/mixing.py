@@ -16,6 +16,7 @@ from tamis.commands.mixture_options import (
     runs_from,
     supplies,
 )
+from tamis.commands.mixture_options import weights as weights_of
 from tamis.commands.options import AsJson, parameters
 from tamis.console import doc, figure, say, table
 
@@ -187,11 +188,7 @@ def optimise(
     )
     given = {"steps": steps, "size": size}
     covariates = {name: value for name, value in given.items() if value is not None}
-    weights = {
-        name: value
-        for text in target or ()
-        for name, value in numbers([text if "=" in text else f"{text}=1"], "--target").items()
-    }
+    weights = weights_of(target)
     if front:
         if out is not None:
             raise UserError("--out: a front is many mixtures", mend="leave --front out")

@@ -70,6 +70,15 @@ def numbers(given: list[str] | None, option: str) -> dict[str, float]:
     return found
 
 
+def weights(given: list[str] | None, option: str = "--target") -> dict[str, float]:
+    """Weights by target, given as ``target`` or ``target=weight``."""
+    return {
+        name: value
+        for text in given or ()
+        for name, value in numbers([text if "=" in text else f"{text}=1"], option).items()
+    }
+
+
 def supplies(
     given: list[str] | None, option: str = "--supply", unit: "Unit | None" = None
 ) -> dict[str, float]:

@@ -93,6 +93,7 @@ def plan(
             ["corpus", f"{found.files:,} files, {show_bytes(found.bytes)}"],
             ["rows", f"{about}{found.rows:,} in {found.shards:,} shards"],
             ["kept", f"about {found.kept:,}"],
+            *([["written", f"about {found.written:,}"]] if found.written != found.kept else []),
             ["time", f"{found.seconds:.1f} s"],
             *(["  " + name, f"{seconds:.1f} s"] for name, seconds in found.step_seconds.items()),
             ["peak memory", show_bytes(found.peak_memory)],

@@ -13,7 +13,7 @@ import xxhash
 
 from tamis.flows.steps import Decided, Generated, Run
 from tamis.selectors.reference import told_references
-from tamis.storage.columns import Beside, Mask
+from tamis.storage.columns import Beside
 from tamis.storage.corpus import Shard
 from tamis.storage.files import digest_of, keep_json, whole_file
 from tamis.storage.hashing import hash_batch
@@ -35,8 +35,9 @@ from tamis.storage.ledger import (
 )
 from tamis.storage.places import Place, absolute, parquet_file, place_errors, shown
 from tamis.storage.sidecar import PLACE, Part, sidecar_once, sidecar_path
+from tamis.storage.write import Int32s
 
-_LEDGER_VERSION = 5
+_LEDGER_VERSION = 6
 _TOLD_COLUMNS = (
     "action",
     "stage",
@@ -79,17 +80,22 @@ def write_ledger(run: Run) -> tuple[list[Place], Beside]:
     new shards change nothing of that.
     """
 
-    weight = weights(run)
+    weight, repeat = weights(run), repeats(run)
 
     def work(shard: Shard) -> tuple[Place, str]:
         here = run.rows.of(shard)
-        told, mine = told_in(run, here), None if weight is None else weight[here]
+        told = told_in(run, here)
+        mine = None if weight is None else weight[here]
+        times = None if repeat is None else repeat[here]
         parts = [_LEDGER_VERSION, shard.digest, run.rows.digest(shard), _digest(run, shard, told)]
-        if mine is not None:
-            parts.append(xxhash.xxh3_128_hexdigest(mine.data))
+        for numbers in (mine, times):
+            if numbers is not None:
+                parts.append([str(numbers.dtype), xxhash.xxh3_128_hexdigest(numbers.data)])
         key = digest_of(parts)
         path = sidecar_path(run.workspace / "ledger", shard, key)
-        sidecar_once(path, shard, key, DECISION, lambda: _decisions_of(run, shard, told, mine))
+        sidecar_once(
+            path, shard, key, DECISION, lambda: _decisions_of(run, shard, told, mine, times)
+        )
         return path, key
 
     if not run.corpus.shards:
@@ -119,6 +125,17 @@ def weights(run: Run) -> Float64s | None:
     found = np.ones(len(run.kept))
     for rows, weight in weighed:
         found[rows] *= weight
+    return found
+
+
+def repeats(run: Run) -> Int32s | None:
+    """How often every row of the corpus is written if it is kept; None where that is once."""
+    repeated = [marked.repeated for marked in run.marked if len(marked.repeated[0])]
+    if not repeated:
+        return None
+    found = np.ones(len(run.kept), np.int32)
+    for rows, times in repeated:
+        found[rows] = times
     return found
 
 
@@ -176,15 +193,17 @@ def _told_of(run: Run, made: Generated) -> pa.Table:
     return pa.table(columns, schema=DECISION)
 
 
-def ledger_counts(paths: list[Place]) -> dict[str, int]:
-    """Rows of a ledger by action, counted from its files."""
+def ledger_counts(paths: list[Place]) -> tuple[dict[str, int], int]:
+    """Rows of a ledger by action, and how often all of them are written, counted from its files."""
     counts: Counter[str] = Counter()
+    written = 0
     for path in paths:
         with place_errors(path), parquet_file(path) as file:
-            for batch in file.iter_batches(columns=["action"], use_threads=False):
+            for batch in file.iter_batches(columns=["action", "repeat"], use_threads=False):
                 for entry in batch["action"].value_counts().to_pylist():
                     counts[entry["values"]] += entry["counts"]
-    return dict(counts)
+                written += pc.sum(batch["repeat"], min_count=0).as_py()
+    return dict(counts), written
 
 
 def marked_rows_of(run: Run) -> dict[str, int]:
@@ -275,7 +294,7 @@ def _partners(run: Run, drops: Drops) -> dict[str, pa.Array]:
 
 
 def _decisions_of(
-    run: Run, shard: Shard, part: pa.Table, weight: Float64s | None
+    run: Run, shard: Shard, part: pa.Table, weight: Float64s | None, repeat: Int32s | None
 ) -> Iterator[Part]:
     here = run.rows.of(shard)
     count = shard.rows
@@ -295,7 +314,7 @@ def _decisions_of(
         "id_lo": pa.array(run.rows.id_lo[here]),
         "copy": pa.array(run.rows.copy[here]),
         "action": actions,
-        "repeat": pa.array(kept),
+        "repeat": pa.array(kept if repeat is None else kept * repeat),
         "weight": pa.array(kept.astype(np.float64) if weight is None else kept * weight),
         **{field.name: pa.nulls(count, field.type) for field in PARENT},
     }
@@ -315,23 +334,35 @@ def groups_lost_whole(run: Run) -> dict[str, int]:
 
 
 def domain_counts(run: Run) -> dict[str, dict[str, int]] | None:
-    """Rows in and kept by the domain role, if there is one."""
+    """Rows in and kept by the domain role, if there is one; and written, where some repeat."""
     column = run.recipe.corpus.roles.domain
     if column is None:
         return None
     everything: dict[str, int] = {}
     remaining: dict[str, int] = {}
+    written: dict[str, int] = {}
+    repeat = repeats(run)
 
-    def add(counts: dict[str, int], values: pa.Array) -> None:
+    def add(counts: dict[str, int], values: pa.Array, times: int = 1) -> None:
         for entry in values.value_counts().to_pylist():
             name = str(entry["values"])
-            counts[name] = counts.get(name, 0) + entry["counts"]
+            counts[name] = counts.get(name, 0) + times * entry["counts"]
 
-    for values, inside in _column_by_batch(run, column):
+    for values, here in _column_by_batch(run, column):
+        inside = run.kept[here]
+        kept = values.filter(pa.array(inside))
         add(everything, values)
-        add(remaining, values.filter(pa.array(inside)))
-    counts = {
-        name: {"in": count, "kept": remaining.get(name, 0)}
+        add(remaining, kept)
+        if repeat is not None:
+            often = repeat[here][inside]
+            for times in np.unique(often).tolist():
+                add(written, kept.filter(pa.array(often == times)), times)
+    found = {
+        name: {
+            "in": count,
+            "kept": remaining.get(name, 0),
+            **({} if repeat is None else {"written": written.get(name, 0)}),
+        }
         for name, count in sorted(everything.items())
     }
     if run.generated:
@@ -339,16 +370,16 @@ def domain_counts(run: Run) -> dict[str, dict[str, int]] | None:
         for shard in (shard for found in run.generated for shard in found.corpus.shards):
             for batch in shard.batches([column]):
                 add(made, batch[column])
-        counts = {name: {**of, "generated": made.get(name, 0)} for name, of in counts.items()}
-    return counts
+        found = {name: {**of, "generated": made.get(name, 0)} for name, of in found.items()}
+    return found
 
 
-def _column_by_batch(run: Run, column: str) -> Iterator[tuple[pa.Array, Mask]]:
+def _column_by_batch(run: Run, column: str) -> Iterator[tuple[pa.Array, slice]]:
+    """A column of the corpus in batches, and the positions that each is for."""
     for shard in run.corpus.shards:
-        inside = run.kept[run.rows.of(shard)]
-        begin = 0
+        begin = run.rows.of(shard).start
         for batch in shard.batches([column]):
-            yield batch[column], inside[begin : begin + batch.num_rows]
+            yield batch[column], slice(begin, begin + batch.num_rows)
             begin += batch.num_rows
 
 
@@ -375,6 +406,9 @@ def stage_reports(run: Run) -> list[dict[str, Any]]:
             report["report"] = found.drops.report
             if stage.stage in lost:
                 report["groups_lost_later"] = lost[stage.stage]
+        scored = run.evaluated.get(stage.stage)
+        if scored is not None and scored.report:
+            report["report"] = scored.report
         if stage.stage in marked:
             report["marked"] = marked[stage.stage].counts
             report["report"] = marked[stage.stage].report

@@ -9,7 +9,7 @@ from prefect.settings.context import get_current_settings
 
 from tamis.flows.direct import Result
 from tamis.flows.look_alikes import look_alikes
-from tamis.storage.dataset import marked_rows
+from tamis.storage.dataset import has_repeats, marked_rows
 from tamis.storage.places import absolute, shown
 
 #: Pairs of near-duplicates that are shown.
@@ -44,6 +44,7 @@ def rows_table(result: Result) -> list[dict[str, Any]]:
         "kept": rows["kept"],
         **{f"of these {name}": count for name, count in marked_rows(rows).items()},
         **({"generated": rows["generated"]} if rows.get("generated") else {}),
+        **({"written": rows["written"]} if has_repeats(rows) else {}),
     }
     return [
         {"": name, "rows": count, "share": f"{100 * count / whole:.1f} %"}

@@ -19,6 +19,7 @@ from tamis.scoring.operator import (
 from tamis.selectors.generator import Generator
 from tamis.selectors.labels import is_label
 from tamis.selectors.marker import Marker
+from tamis.selectors.mixture_draw import MixtureDraw
 from tamis.selectors.selector import TableOperator
 from tamis.selectors.suspicion import BySuspicion
 from tamis.selectors.table import is_number
@@ -174,6 +175,19 @@ def check_columns(recipe: Recipe, schema: pa.Schema) -> None:
                 mend="give the score another name, as in `add: {margin_of_policy: margin}`",
             )
     _check_marked(recipe, schema)
+    _check_drawn(recipe)
+
+
+def _check_drawn(recipe: Recipe) -> None:
+    """Whether what a mixture draws is what the dataset holds."""
+    for index, stage in enumerate(recipe.stages[:-1]):
+        if isinstance(stage, MixtureDraw):
+            after = recipe.stages[index + 1].stage
+            raise UserError(
+                f"stages[{index}] ({stage.stage}) draws the dataset, and {after} comes after it",
+                where="recipe",
+                mend="put it last: what is drawn has to add up",
+            )
 
 
 def _check_judgement(stage: BySuspicion, giver: Scorer | None, here: str) -> None:
@@ -206,7 +220,12 @@ def _check_marked(recipe: Recipe, schema: pa.Schema) -> None:
         if not isinstance(stage, Marker):
             continue
         here = f"stages[{index}] ({stage.stage})"
-        for parameter, name in (("given", stage.given_as()), ("column", stage.weight_as())):
+        columns = (
+            ("given", stage.given_as()),
+            ("column", stage.weight_as()),
+            ("column", stage.phase_as()),
+        )
+        for parameter, name in columns:
             if name is not None and (name in schema.names or name in added):
                 raise UserError(
                     f"{here} adds the column {name!r} to the dataset, a name that is taken already",
@@ -222,10 +241,12 @@ def _check_marked(recipe: Recipe, schema: pa.Schema) -> None:
                 where="recipe",
                 mend="give the stages the same `column`",
             )
-    given = {s.given_as() for s in recipe.stages if isinstance(s, Marker)} & weights
-    if given:
+    markers = [stage for stage in recipe.stages if isinstance(stage, Marker)]
+    given, phases = {m.given_as() for m in markers}, {m.phase_as() for m in markers}
+    several = ((given & weights) | (given & phases) | (phases & weights)) - {None}
+    if several:
         raise UserError(
-            f"labels and weights cannot both be the column {given.pop()!r} of the dataset",
+            f"labels, weights and phases cannot share the column {several.pop()!r} of the dataset",
             where="recipe",
             mend="give one of the stages another name for its column",
         )
@@ -280,21 +301,22 @@ def _who_gives(name: str) -> str:
     return "" if operator is None else f"put `- operator: {operator}` before it"
 
 
-def _giver(name: str) -> str | None:
-    """The operator that by itself gives a score."""
+def _giver(name: str, params: Mapping[str, dict[str, Any]] | None = None) -> str | None:
+    """The operator that by itself, or with these parameters by operator, gives a score."""
+    given = params or {}
     # What is made to be read comes before what is made for other operators.
     for operator, cls in sorted(REGISTRY.items(), key=lambda entry: issubclass(entry[1], Signal)):
-        if issubclass(cls, Scorer) and name in score_names(cls):
+        if issubclass(cls, Scorer) and name in score_names(cls, given.get(operator)):
             return operator
     return None
 
 
-def score_names(cls: type[Scorer]) -> list[str]:
-    """Scores that a scorer gives by itself: none if it needs parameters or a model
-    that is not there.
+def score_names(cls: type[Scorer], params: Mapping[str, Any] | None = None) -> list[str]:
+    """Scores that a scorer gives by itself, or with some parameters: none if it needs others or a
+    model that is not there.
     """
     try:
-        return list(cls().fields().names)
+        return list(cls(**(params or {})).fields().names)
     except (ValidationError, UserError):
         return []
 
@@ -317,7 +339,7 @@ def givers(
 
     def add(stage: Operator) -> None:
         for name in sorted(stage.reads() - there):
-            operator = _giver(name)
+            operator = _giver(name, params)
             if operator is not None and name not in there:
                 giver = operator_class(operator)(**params.get(operator, {}))
                 add(giver)

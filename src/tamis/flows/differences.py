@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tamis.flows.account import drops_in, marked_rows_of, reasons_dropped
+from tamis.flows.account import drops_in, marked_rows_of, reasons_dropped, repeats
 from tamis.flows.steps import Run
 from tamis.flows.what_if import Alternative, Past
 from tamis.scoring.evaluate import evaluate
@@ -23,6 +23,7 @@ from tamis.storage.errors import UserError
 from tamis.storage.files import whole_file
 from tamis.storage.hashing import hex_ids
 from tamis.storage.kernels import Int64s, in_threads
+from tamis.storage.write import Int32s
 
 #: Scores that count tokens, the better one first.
 TOKENS = ("tokens", "tokens_estimated")
@@ -41,6 +42,7 @@ class Sizes:
         characters: code points of the text; None without a text role.
         tokens: by the score `tokens_by`; None where no stage counts them.
         domain: number of the row's domain in `domains`; None without a domain role.
+        drawn: whether either outcome says how often rows are written.
     """
 
     characters: Int64s | None
@@ -48,6 +50,7 @@ class Sizes:
     tokens_by: str | None
     domain: Int64s | None
     domains: list[str]
+    drawn: bool
 
     @classmethod
     def of(cls, past: Past, other: Run) -> "Sizes":
@@ -61,11 +64,16 @@ class Sizes:
             if more.any():
                 tokens += _filled(other, other.scores[counter].column(counter), more)
         domain, names = _domains(past.run)
-        return cls(_characters(past, other), tokens, counter, domain, names)
+        drawn = any(repeats(run) is not None for run in (past.run, other))
+        return cls(_characters(past, other), tokens, counter, domain, names, drawn)
 
-    def sums(self, mask: Mask) -> dict[str, int]:
-        """Rows, characters and tokens of some rows."""
+    def sums(self, mask: Mask, repeat: Int32s | None = None) -> dict[str, int]:
+        """Rows, characters and tokens of some rows; and where rows are drawn how often they are
+        written, all together.
+        """
         amounts = {"rows": int(mask.sum())}
+        if self.drawn:
+            amounts["written"] = int(mask.sum() if repeat is None else repeat[mask].sum())
         for name in ("characters", "tokens"):
             sizes = getattr(self, name)
             if sizes is not None:
@@ -141,7 +149,8 @@ class Difference:
 
     Attributes:
         changes: the parameters that were set, by ``STAGE.PARAM``.
-        before, after: rows kept, and their characters and tokens where these are known.
+        before, after: rows kept, and their characters and tokens where these are known; rows
+            written, with repeats, where some are drawn.
         gained, lost: the same of the rows that only one of the two keeps.
         dropped: by reason, rows dropped before and after.
         marked: by action of markers, rows kept before and after.
@@ -287,21 +296,25 @@ def difference(past: Past, other: Alternative, changes: Mapping[str, Any]) -> Di
     """Hold an alternative against the run."""
     old, new = past.run, other.run
     sizes = Sizes.of(past, new)
+    before_times, after_times = repeats(old), repeats(new)
     domains = None
     if sizes.domain is not None:
         domains = {}
         for at, name in enumerate(sizes.domains):
             here = sizes.domain == at
-            domains[name] = (sizes.sums(old.kept & here), sizes.sums(new.kept & here))
+            domains[name] = (
+                sizes.sums(old.kept & here, before_times),
+                sizes.sums(new.kept & here, after_times),
+            )
     before, after = reasons_dropped(old), reasons_dropped(new)
     marked = marked_rows_of(new)
     return Difference(
         changes=changes,
         rows_in=old.corpus.rows + old.corpus.unread_rows,
-        before=sizes.sums(old.kept),
-        after=sizes.sums(new.kept),
-        gained=sizes.sums(new.kept & ~old.kept),
-        lost=sizes.sums(old.kept & ~new.kept),
+        before=sizes.sums(old.kept, before_times),
+        after=sizes.sums(new.kept, after_times),
+        gained=sizes.sums(new.kept & ~old.kept, after_times),
+        lost=sizes.sums(old.kept & ~new.kept, before_times),
         dropped={
             name: (before.get(name, 0), after.get(name, 0))
             for name in dict.fromkeys([*before, *after])

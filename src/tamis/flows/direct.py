@@ -34,6 +34,7 @@ from tamis.flows.overlaps import (
     check_places,
     check_references,
 )
+from tamis.flows.phases import schedule_of
 from tamis.flows.queues import write_queues
 from tamis.flows.steps import Run, score, select, set_aside, write_dataset
 from tamis.recipe import Recipe
@@ -348,16 +349,17 @@ def _with_places(
 def _in_ledger(scorer: Scorer) -> list[str]:
     """Columns of a scorer that say of a row what the ledger says again, where it has a mark."""
     marks = scorer.marks() if isinstance(scorer, Marker) else {}
-    return [name for mark, name in marks.items() if mark != "weight"]
+    return [name for mark, name in marks.items() if mark not in ("passes", "weight")]
 
 
 def _manifest(run: Run, ledger: list[Place], entries: list[OutputFile]) -> dict[str, Any]:
     """What the run did. The ledger is balanced first: a run that does not balance ends here.
 
-    Kept and quarantined rows are counted from the ledger's files, drops from the stages'
-    decisions, and written rows from the dataset's files, so that they check one another.
+    Kept and quarantined rows and how often each is written are counted from the ledger's files,
+    drops from the stages' decisions, and written rows from the dataset's files, so that they check
+    one another.
     """
-    counts = ledger_counts(ledger)
+    counts, written = ledger_counts(ledger)
     kept = sum(counts.get(action, 0) for action in STAYS)
     quarantined = counts.get(QUARANTINED, 0) + run.corpus.unread_rows
     dropped = reasons_dropped(run)
@@ -374,8 +376,9 @@ def _manifest(run: Run, ledger: list[Place], entries: list[OutputFile]) -> dict[
     balance.check(
         expected_marked=marked_rows_of(run),
         expected_generated=sum(len(made.parents) for made in run.generated),
-        expected_written=kept + balance.generated if entries else 0,
+        expected_written=written if entries else 0,
     )
+    schedule = schedule_of(run, entries)
     recipe = run.recipe.model_dump(mode="json", exclude={"memory", "workers", "runner", "cluster"})
     recipe["corpus"]["path"] = shown(recipe["corpus"]["path"])
     for stage in recipe["stages"]:
@@ -390,6 +393,7 @@ def _manifest(run: Run, ledger: list[Place], entries: list[OutputFile]) -> dict[
         "versions": {"tamis": __version__, **{name: version(name) for name in _VERSIONED}},
         "inputs": [vars(found) for found in corpus.inputs],
         "files": file_entries(entries),
+        **({} if schedule is None else {"schedule": schedule}),
     }
 
 

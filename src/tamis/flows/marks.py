@@ -14,6 +14,7 @@ from tamis.storage.corpus import starts_of
 from tamis.storage.errors import RunError
 from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import DROPPED, RULES, STAYS, Drops, Float64s
+from tamis.storage.write import Int32s, passes_of
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Marked:
         rows: positions of the rows that it has one for, ascending.
         told: ``action``, ``value``, ``threshold`` and ``rules`` of each.
         weighed: positions of the rows that it weighs, ascending, and their weights.
+        repeated: positions of the rows that it says of how often they are written, ascending, and
+            how often, over all phases.
         report: figures for the manifest.
         columns: where the values of every role come from after it.
     """
@@ -32,6 +35,7 @@ class Marked:
     rows: Int64s
     told: pa.Table
     weighed: tuple[Int64s, Float64s]
+    repeated: tuple[Int64s, Int32s]
     report: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, Source] = field(default_factory=dict)
 
@@ -55,12 +59,16 @@ class Marked:
             threshold=told["threshold"].to_numpy(),
         )
         drops.rules = told["rules"].combine_chunks()
+        names = pc.fill_null(told["reason"], "").combine_chunks().dictionary_encode()
+        drops.reasons = names.dictionary.to_pylist()
+        drops.reason = np.asarray(names.indices, np.int32)
         return drops
 
 
 _TOLD = pa.schema(
     [
         ("action", pa.string()),
+        ("reason", pa.string()),
         ("value", pa.float64()),
         ("threshold", pa.float64()),
         ("rules", RULES),
@@ -72,12 +80,13 @@ def marks_of(marker: Marker, evaluated: Evaluated, kept: Mask) -> Marked:
     """What a marker's columns say of the rows still kept.
 
     Raises:
-        RunError: for an action or a weight that is none.
+        RunError: for an action, a weight or a number of passes that is none.
     """
     marks = marker.marks()
     start = starts_of(evaluated.shards)
     rows, tables = [np.zeros(0, np.int64)], [_TOLD.empty_table()]
     weighed, weights = [np.zeros(0, np.int64)], [np.zeros(0)]
+    repeated, times = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
     for shard in evaluated.shards:
         here = kept[start[shard.index] : start[shard.index + 1]]
         at = start[shard.index] + np.flatnonzero(here)
@@ -98,12 +107,22 @@ def marks_of(marker: Marker, evaluated: Evaluated, kept: Mask) -> Marked:
                 some = np.asarray(found["weight"].is_valid())
                 weighed.append(mine[some])
                 weights.append(np.asarray(found["weight"].drop_null()))
+            if "passes" in found:
+                repeated.append(mine)
+                times.append(passes_of(found["passes"]).sum(axis=1, dtype=np.int32))
     told = pa.concat_tables(tables).combine_chunks()
-    weight = np.concatenate(weights)
+    weight, repeat = np.concatenate(weights), np.concatenate(times)
     unknown = set(told["action"].unique().to_pylist()) - {*STAYS[1:], DROPPED}
-    if unknown or not (np.isfinite(weight) & (weight >= 0)).all():
+    if unknown or not (np.isfinite(weight) & (weight >= 0)).all() or (repeat < 0).any():
         raise RunError(
             f"{marker.stage} gives actions {unknown or 'as they should be'}, and weights from "
-            f"{weight.min(initial=1.0):g} to {weight.max(initial=1.0):g}: a defect of tamis"
+            f"{weight.min(initial=1.0):g} to {weight.max(initial=1.0):g}, passes from "
+            f"{repeat.min(initial=1)}: a defect of tamis"
         )
-    return Marked(marker.stage, np.concatenate(rows), told, (np.concatenate(weighed), weight))
+    return Marked(
+        marker.stage,
+        np.concatenate(rows),
+        told,
+        (np.concatenate(weighed), weight),
+        (np.concatenate(repeated), repeat),
+    )

@@ -35,7 +35,8 @@ class Plan:
 
     Attributes:
         files, bytes, rows, shards: of the corpus; rows are an estimate unless `exact_rows`.
-        kept: rows that the dataset would have.
+        kept: rows of the corpus that the dataset would have.
+        written: rows of the dataset, with those that are repeated or made.
         sampled: share of the corpus that the larger sample is.
         seconds: wall time of the command, start included.
         step_seconds: wall time by step.
@@ -51,6 +52,7 @@ class Plan:
     exact_rows: bool
     shards: int
     kept: int
+    written: int
     sampled: float
     seconds: float
     step_seconds: dict[str, float]
@@ -102,6 +104,7 @@ def plan(recipe: Recipe) -> Plan:
         exact_rows=whole.rows is not None,
         shards=max(1, round(drawn["shards"])),
         kept=round(drawn["kept"]),
+        written=round(drawn["written"]),
         sampled=big.share,
         seconds=drawn["seconds"],
         step_seconds=steps,
@@ -172,6 +175,11 @@ def _run(recipe: Recipe, whole: Whole, share: float, home: Path) -> _Measured:
     for stage in told["stages"]:
         if stage["operator"] == "label_corrections":  # the sample lacks rows, and so classes
             stage |= {"unknown": "skip", "new_classes": True}
+        if stage["operator"] == "mixture_draw":  # it has less of every domain, and lacks some
+            stage["shortfall"] = "fewer"
+            for total in ("tokens", "rows"):
+                if stage[total] is not None:
+                    stage[total] = max(1, round(stage[total] * share))
     for reference in (one for stage in told["stages"] for one in told_references(stage)):
         reference["index"] = None
     (home / "recipe.yaml").write_text(json.dumps(told), "utf-8")
@@ -198,6 +206,7 @@ def _run(recipe: Recipe, whole: Whole, share: float, home: Path) -> _Measured:
         {
             "rows": summary["rows"]["in"],
             "kept": summary["rows"]["kept"],
+            "written": summary["rows"]["written"],
             "shards": len(manifest["shards"]),
             "bytes": sum(shard["bytes"] for shard in manifest["shards"]),
             "seconds": seconds,

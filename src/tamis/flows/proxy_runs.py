@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from tamis.flows.processes import Processes
 from tamis.scoring.mixture_runs import LOSS, MIX, inputs_of, read_table
 from tamis.scoring.model_files import need_package
-from tamis.storage.errors import UserError
+from tamis.storage.errors import RunError, UserError
 from tamis.storage.files import (
     digest_of,
     keep_json,
@@ -60,7 +60,12 @@ class TrainProxy(Task):
         job = kept_json(self.jobs)["runs"][item]
         plan = MixturePlan.model_validate(job["plan"])
         settings = ProxySettings.model_validate(job["settings"])
-        found = train_proxy(TokenShards.open(self.tokens), plan, settings)
+        try:
+            found = train_proxy(TokenShards.open(self.tokens), plan, settings)
+        except RunError as error:
+            mixed = ", ".join(f"{n} {share:.3g}" for n, share in plan.over_all().items())
+            where = f"mixture {mixed}, seed {settings.seed}"
+            raise RunError(error.what, where=where, mend=error.mend) from None
         path = place_of(job["file"])
         write_json(path, {**job, "run": found.model_dump(mode="json")})
         return str(path)

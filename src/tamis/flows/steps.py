@@ -426,19 +426,27 @@ def write_dataset(run: Run, writer: DatasetWriter, weight: Beside) -> list[Outpu
     added = run.recipe.output.added
     given, weights = marked_columns(run.recipe)
     fields = dict.fromkeys(weights, DECISION.field("weight"))
+    passes, phase = drawn_passes(run)
+    fields |= {} if phase is None else {phase: pa.field(phase, pa.int32(), nullable=False)}
     fields |= {c: run.scores[n].operator.fields().field(n) for c, n in added.items()}
     schema = dataset_schema(run.corpus.schema, fields, given)
     entries: list[OutputFile] = []
 
     def write(
-        corpus: Corpus, kept: Mask, sources: dict[str, Source], name: str, first: int
+        corpus: Corpus,
+        kept: Mask,
+        sources: dict[str, Source],
+        name: str,
+        first: int,
+        passes: Beside | None = None,
     ) -> None:
         mask, done = keep_mask(kept, run.workspace / "orders"), corpus.advance(name, run.progress)
-        entries.extend(writer.write(corpus, mask, schema, sources, run.runner, done, first))
+        found = writer.write(corpus, mask, schema, sources, run.runner, done, first, passes, phase)
+        entries.extend(found)
 
     sources: dict[str, Source] = {**run.rewritten, **given, **dict.fromkeys(weights, weight)}
     sources |= {column: run.scores[name].column(name) for column, name in added.items()}
-    write(run.corpus, run.kept, sources, "writing the dataset", 0)
+    write(run.corpus, run.kept, sources, "writing the dataset", 0, passes)
     first = len(run.corpus.shards)
     for made in run.generated:
         sources = {column: made.scores[name].column(name) for column, name in added.items()}
@@ -446,6 +454,17 @@ def write_dataset(run: Run, writer: DatasetWriter, weight: Beside) -> list[Outpu
         write(made.corpus, every, sources, f"writing rows of {made.stage}", first)
         first += len(made.corpus.shards)
     return entries or [writer.write_nothing(schema)]
+
+
+def drawn_passes(run: Run) -> tuple[Beside | None, str | None]:
+    """Where it lies how often rows are written in each phase, if a marker says it; and the column
+    of the dataset for the number of the phase.
+    """
+    for evaluated in run.evaluated.values():
+        marker = evaluated.operator
+        if isinstance(marker, Marker) and "passes" in marker.marks():
+            return evaluated.column(marker.marks()["passes"]), marker.phase_as()
+    return None, None
 
 
 def marked_columns(recipe: Recipe) -> tuple[dict[str, str], list[str]]:

@@ -35,6 +35,7 @@ _LARGEST = 1e9
 #: Losses of documents are summed as whole multiples of 2^-40 in 128 bits, so that no order of rows,
 #: files or threads changes a sum.
 _BITS = 40
+_ENDINGS = (".parquet", ".csv", ".jsonl", ".ndjson")
 _EXPECTED = "losses are nats a token, 0 or more (log-probabilities have the other sign)"
 
 Missing = Literal["refuse", "carry"]
@@ -183,38 +184,28 @@ def _scan(path: str) -> "pl.LazyFrame":
     from tamis.storage.inputs import find_files
     from tamis.storage.tables import scan
 
-    files = find_files(path)
+    # A dataset's folder holds a card beside its data.
+    files = [file for file in find_files(path) if file.suffix in _ENDINGS]
     endings = sorted({file.suffix for file in files})
+    if not files or len(endings) > 1:
+        raise UserError(
+            f"files that end in {', '.join(endings)}" if files else "no table among the files",
+            where=path,
+            mend=f"give files of one kind of {', '.join(_ENDINGS)}",
+        )
     if endings == [".parquet"]:
         return scan(files)
     local = [str(file) for file in files]
-    if endings == [".csv"]:
-        return pl.scan_csv(local)
-    if endings in ([".jsonl"], [".ndjson"]):
-        return pl.scan_ndjson(local)
-    raise UserError(
-        f"files that end in {', '.join(map(repr, endings))}",
-        where=path,
-        mend="give files of one kind: .parquet, .csv, .jsonl or .ndjson",
-    )
+    return pl.scan_csv(local) if endings == [".csv"] else pl.scan_ndjson(local)
 
 
 def _long(table: "pl.LazyFrame", columns: Columns) -> "pl.DataFrame":
     """Cells of a table with a row for every step and domain."""
-    import polars as pl
-
     schema = _having(table, columns.step, columns.domain, columns.loss)
     wanted = [_step(columns, schema), _domain(columns), _number(columns.loss, schema, "loss")]
     if columns.reference in schema:
         wanted.append(_number(columns.reference, schema, "reference"))
-    cells = table.select(wanted).collect()
-    twice = cells.group_by("step", "domain").len().filter(pl.col("len") > 1).sort("step", "domain")
-    for row in twice.head(1).iter_rows(named=True):
-        raise UserError(
-            f"step {row['step']:g} has {row['len']} losses of {row['domain']!r}",
-            mend="remove what is double; if rows are documents, say so (--documents)",
-        )
-    return cells
+    return table.select(wanted).collect()
 
 
 def _wide(table: "pl.LazyFrame", columns: Columns) -> "pl.DataFrame":
@@ -234,8 +225,6 @@ def _wide(table: "pl.LazyFrame", columns: Columns) -> "pl.DataFrame":
         lacking = (REFERENCE if other in domains else LOSS) + other
         raise UserError(f"no column {lacking!r}", mend="both models' losses are needed")
     frame = table.with_columns(_step(columns, schema)).collect()
-    for step in frame["step"].filter(frame["step"].is_duplicated()).sort().head(1):
-        raise UserError(f"step {step:g} is there twice", mend="keep one row for every step")
     parts = []
     for domain in domains:
         wanted = ["step", pl.lit(domain).alias("domain"), _number(LOSS + domain, schema, "loss")]
@@ -258,46 +247,53 @@ def _folded(table: "pl.LazyFrame", columns: Columns) -> "pl.DataFrame":
         wanted["tokens"] = columns.tokens
     given = [_number(column, schema, name) for name, column in wanted.items()]
     given.append(_step(columns, schema) if columns.step in schema else pl.lit(0.0).alias("step"))
-    if "tokens" not in wanted:
-        given.append(pl.lit(1.0).alias("tokens"))
     rows = table.select(_domain(columns), *given)
     losses = [name for name in wanted if name != "tokens"]
     scored = pl.col("loss").is_not_null()
-    sound = pl.all_horizontal(
-        pl.col(*losses).is_between(0, _LARGEST), pl.col("tokens").is_between(1, _LARGEST)
-    ).fill_null(False)
-
-    def total(value: "pl.Expr") -> "pl.Expr":
-        parts = (value * pl.col("tokens") * 2.0**_BITS).filter(scored & sound)
-        return parts.round().cast(pl.Int128).sum()
-
+    sound = [pl.col(*losses).is_between(0, _LARGEST)]
     sums = {name: pl.col(name) for name in losses}
     if "reference" in wanted:
         sums["excess"] = (pl.col("loss") - pl.col("reference")).clip(0)
+    if "tokens" in wanted:
+        sound.append(pl.col("tokens").is_between(1, _LARGEST))
+        sums = {name: value * pl.col("tokens") for name, value in sums.items()}
+        sums["tokens"] = pl.col("tokens")
+    usable = scored & pl.all_horizontal(sound).fill_null(False)
     found = (
-        rows.group_by("step", "domain")
-        .agg(
-            scored.sum().alias("rows"),
-            (~scored).sum().alias("unscored"),
-            (scored & ~sound).sum().alias("unsound"),
-            total(pl.lit(1.0)).alias("tokens"),
-            *(total(value).alias(name) for name, value in sums.items()),
+        rows.select(
+            *("step", "domain", scored.alias("rows"), usable.alias("usable")),
+            *(
+                pl.when(usable)
+                .then(value * 2.0**_BITS)
+                .otherwise(0.0)
+                .round()
+                .cast(pl.Int128)
+                .alias(name)
+                for name, value in sums.items()
+            ),
         )
+        .group_by("step", "domain")
+        .agg(pl.len().alias("all"), pl.col("rows", "usable", *sums).sum())
+        .with_columns(unscored=pl.col("all") - pl.col("rows"))
         .sort("step", "domain")
         .collect(engine="streaming")
     )
-    if unsound := found["unsound"].sum():
-        row = rows.filter(scored & ~sound).sort("domain", *wanted).head(1).collect()
+    if unsound := int(found.select(pl.col("rows").sum() - pl.col("usable").sum()).item()):
+        row = rows.filter(scored & ~usable).sort("domain", *wanted).head(1).collect()
         said = ", ".join(f"{column} {row[name][0]}" for name, column in wanted.items())
         raise UserError(
             f"{unsound:,} documents cannot be used; one of {row['domain'][0]!r} has {said}",
             mend=f"{_EXPECTED}; a document has 1 token or more",
         )
+    if "tokens" in wanted:
+        weights = found["tokens"].to_list()
+    else:
+        weights = [count << _BITS for count in found["rows"].to_list()]
     # The quotient of whole numbers is the nearest float; a cell without any is missing.
-    tokens = found["tokens"].to_list()
     means = {
-        name: [s / t if t else None for s, t in zip(found[name].to_list(), tokens, strict=True)]
+        name: [s / w if w else None for s, w in zip(found[name].to_list(), weights, strict=True)]
         for name in sums
+        if name != "tokens"
     }
     return found.select("step", "domain", "rows", "unscored").with_columns(
         *(pl.Series(name, values, pl.Float64) for name, values in means.items())
@@ -310,11 +306,20 @@ def _grid(cells: "pl.DataFrame", missing: Missing) -> DomainLosses:
 
     if not len(cells):
         raise UserError("no losses", mend="the table has no rows")
-    if nameless := cells["domain"].null_count():
+    counts = [name for name in ("rows", "unscored") if name in cells.columns]
+    without = cells.filter(pl.col("domain").is_null())
+    if nameless := int(sum(without[name].sum() for name in counts) if counts else len(without)):
         raise UserError(f"{nameless:,} rows have no domain", mend="name it, or leave them out")
     whole = (pl.col("step") == pl.col("step").round()) & (pl.col("step").abs() < 2**53)
     for step in cells.filter(~whole.fill_null(False))["step"].head(1):
         raise UserError(f"step {step}: expected a whole number")
+    cells = cells.sort("step", "domain")
+    double = cells.select(pl.struct("step", "domain").is_duplicated()).to_series()
+    for name, step in cells.filter(double).select("domain", "step").head(1).iter_rows():
+        raise UserError(
+            f"step {step:g} has more than one loss of {name!r}",
+            mend="remove what is double; if rows are documents, say so (--documents)",
+        )
     steps, row = np.unique(cells["step"].cast(pl.Int64).to_numpy(), return_inverse=True)
     names, column = np.unique(cells["domain"].to_numpy().astype(str), return_inverse=True)
     domains = tuple(map(str, names))
@@ -355,8 +360,8 @@ def _grid(cells: "pl.DataFrame", missing: Missing) -> DomainLosses:
             "expected: divide sums over tokens by their number, multiply bits by 0.6931"
         )
     rows: dict[str, int] = {}
-    if "rows" in cells.columns:
-        by_domain = cells.group_by("domain").agg(pl.col("rows", "unscored").sum()).sort("domain")
+    if counts:
+        by_domain = cells.group_by("domain").agg(pl.col(counts).sum()).sort("domain")
         rows = dict(zip(by_domain["domain"].to_list(), by_domain["rows"].to_list(), strict=True))
         if unscored := int(by_domain["unscored"].sum()):
             share = unscored / (unscored + sum(rows.values()))

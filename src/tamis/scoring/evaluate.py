@@ -1,7 +1,7 @@
 """Running a row scorer over the shards of a corpus, into sidecars that are never computed twice."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -50,6 +50,7 @@ class Evaluated:
 
     Attributes:
         results: the same as a file of `keep_json`, as `Beside` reads it.
+        report: figures of the whole for the manifest, where the scorer has any.
     """
 
     operator: Scorer
@@ -57,6 +58,7 @@ class Evaluated:
     paths: tuple[Place, ...]
     steps: tuple[str, ...]
     results: str
+    report: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def lying_in(

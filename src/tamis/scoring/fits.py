@@ -105,9 +105,9 @@ class Fit(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        field = cls.model_fields.get("law")
-        if field is not None and field.default:
-            LAWS[field.default] = cls
+        # A class that only inherits a law's name is no law of that name.
+        if "law" in cls.__dict__.get("__annotations__", {}) and cls.model_fields["law"].default:
+            LAWS[cls.model_fields["law"].default] = cls
 
     def least_runs(self, runs: Runs) -> int:
         """Different mixtures (or runs) that it takes: as many as it has parameters a target."""
@@ -128,6 +128,35 @@ class Fit(BaseModel):
             evidence: compute intervals of coefficients; not wanted of folds.
         """
         raise NotImplementedError
+
+    def resampled(self, runs: Runs, model: Model, count: int, seed: int) -> list[Model]:
+        """Models of as many bootstrap resamples over mixtures: how far they are apart tells how
+        sure the law is of what it predicts, and where.
+
+        Args:
+            model: what `train` made of these runs.
+
+        Raises:
+            UserError: if the law cannot be fitted to most resamples.
+        """
+        draws = np.random.default_rng([seed, 1])
+        group = runs.groups()
+        found: list[Model] = []
+        for _ in range(3 * count):
+            chosen = np.bincount(draws.integers(group.max() + 1, size=group.max() + 1))
+            times = np.append(chosen, np.zeros(group.max() + 1 - len(chosen), np.int64))
+            rows = np.repeat(np.arange(len(runs)), times[group])
+            try:
+                found.append(self.train(runs.take(rows), evidence=False))
+            except UserError:
+                continue  # A resample may lack a domain; another takes its place.
+            if len(found) == count:
+                return found
+        raise UserError(
+            f"{self.law} could not be fitted to {3 * count - len(found)} of {3 * count} resamples "
+            "of the runs",
+            mend="add runs that have the domains in other proportions",
+        )
 
     def restore(self, state: Mapping[str, Any]) -> Model:
         """What `Model.state` gave, as the model again."""

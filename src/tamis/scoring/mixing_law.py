@@ -87,6 +87,34 @@ class ExponentialLaw(Fit):
             tuple(t for t, ok in zip(runs.targets, found.converged[place], strict=True) if not ok),
         )
 
+    def resampled(self, runs: Runs, model: Model, count: int, seed: int) -> list[Model]:
+        """All resamples at once, from the fitted law on."""
+        assert isinstance(model, MixingModel)
+        problem = _Problem(runs, self.components, self.delta, self.ridge)
+        group = runs.groups()
+        groups = group.max() + 1
+        draws = np.random.default_rng([seed, 1])
+        chosen = draws.multinomial(groups, np.full(groups, 1 / groups), size=count)
+        targets = len(runs.targets)
+        target = np.tile(np.arange(targets), count)
+        found = problem.minimise(
+            np.tile(problem.scaled(model.constant, model.exponents), (count, 1)),
+            target,
+            weights=chosen[:, group].astype(np.float64),
+            resample=np.repeat(np.arange(count), targets),
+            iterations=200,
+        )
+        constant, exponents = problem.unscaled(found.x, target)
+        none = np.full_like(model.low, np.nan)
+        return [
+            MixingModel(runs.domains, runs.targets, c, e, none, none)
+            for c, e in zip(
+                constant.reshape(count, targets),
+                exponents.reshape(count, *model.exponents.shape),
+                strict=True,
+            )
+        ]
+
     def restore(self, state: Mapping[str, Any]) -> "MixingModel":
         return MixingModel(
             tuple(state["domains"]),
@@ -288,12 +316,16 @@ class _Problem:
         target: Ints,
         *,
         delta: float | None = None,
+        weights: Floats | None = None,
+        resample: Ints | None = None,
         iterations: int = 500,
     ) -> Minima:
         """Search from starts [b, p] of the targets numbered [b].
 
         Args:
             delta: if not the law's own.
+            weights: of every run in a resample, float64 [resamples, n].
+            resample: number [b] of the resample that a problem weighs runs by.
         """
         own = self.delta if delta is None else np.full(len(self.losses), delta)
         basis = self.basis
@@ -303,6 +335,9 @@ class _Problem:
             powers = x[:, 1:].reshape(len(x), self.components, -1)
             terms = np.exp(np.minimum(powers @ basis.T, _STEEPEST))
             loss, slope = huber(x[:, :1] + terms.sum(axis=1) - losses, own[target[which]][:, None])
+            if weights is not None and resample is not None:
+                weight = weights[resample[which]]
+                loss, slope = loss * weight, slope * weight
             gradient = np.empty_like(x)
             gradient[:, 0] = slope.mean(axis=1)
             gradient[:, 1:] = ((terms * slope[:, None]) @ basis).reshape(len(x), -1) / len(basis)
@@ -340,6 +375,13 @@ class _Problem:
                 jacobian, score / max(inside, 1 / len(away)), group, contrast
             ).half_width(LEVEL)
         return found
+
+    def scaled(self, constant: Floats, exponents: Floats) -> Floats:
+        """What `unscaled` was given to make these of all targets: [k, 1 + components * d]."""
+        powers = (exponents - np.log(self.spread)[:, None, None]) @ self.triangle.T
+        return np.column_stack(
+            [(constant - self.centre) / self.spread, powers.reshape(len(constant), -1)]
+        )
 
     def unscaled(self, x: Floats, target: Ints) -> tuple[Floats, Floats]:
         """Constants [b] and exponents [b, components, d] in units of the losses."""

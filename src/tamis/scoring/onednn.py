@@ -8,7 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def converted(linear: "nn.Linear") -> Any:
@@ -34,3 +34,18 @@ def convert_inside(model: "nn.Module") -> None:
             setattr(model, name, converted(part))
         else:
             convert_inside(part)
+
+
+def product(states: "Tensor", matrix: "Tensor") -> "Tensor":
+    """``states @ matrix.T``; by oneDNN where PyTorch would take MKL.
+
+    Args:
+        states: float32 or bfloat16 [tokens, inside].
+        matrix: of the same numbers, [out, inside].
+    """
+    import torch
+
+    if states.dtype == torch.float32 and not states.is_cuda and torch._C._has_mkldnn:
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(states, matrix, None, "none", [], "")
+        return found
+    return torch.mm(states, matrix.t())

@@ -81,26 +81,28 @@ def encode(
     for first, after in even_cuts(offsets, 1 + size // CALL_BYTES):
         strings = texts.slice(first, after - first).to_pylist()
         if max(map(len, strings)) > PIECE:
-            found = ([*_encoded(tokenizer, text), end] for text in strings)
+            found = (_in_pieces(tokenizer, text, end, kind) for text in strings)
         else:
             encoded = tokenizer.encode_batch_fast(strings, add_special_tokens=False)
-            found = ([*one.ids, end] for one in encoded)
+            found = (np.array([*one.ids, end], kind) for one in encoded)
         for row, ids in enumerate(found, first):
-            parts.append(np.array(ids, kind))
+            parts.append(ids)
             lengths[row] = len(ids)
     values = np.concatenate(parts) if parts else np.zeros(0, kind)
     return values, np.append(0, np.cumsum(lengths))
 
 
-def _encoded(tokenizer: "Tokenizer", text: str) -> list[int]:
-    return [
-        token
-        for piece in pieces(text)
-        for token in tokenizer.encode(piece, add_special_tokens=False).ids
+def _in_pieces(
+    tokenizer: "Tokenizer", text: str, end: int, kind: np.dtype[Any]
+) -> npt.NDArray[Any]:
+    found = [
+        np.array(tokenizer.encode(piece, add_special_tokens=False).ids, kind)
+        for piece in pieces(text, PIECE)
     ]
+    return np.concatenate([*found, np.array([end], kind)])
 
 
-def pieces(text: str, size: int = PIECE) -> Iterator[str]:
+def pieces(text: str, size: int) -> Iterator[str]:
     """A long text in parts of about `size` characters that end before a blank where there is one.
 
     Example:

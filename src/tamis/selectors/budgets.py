@@ -65,14 +65,18 @@ def group_numbers(table: Table, name: str) -> npt.NDArray[np.int64]:
 
 def groups_of(table: Table, name: str) -> tuple[Int64s, pa.Array]:
     """As `group_numbers`, and the values that the numbers stand for, by number."""
-    column = table.column(name)
+    return numbers_of(table.column(name))
+
+
+def numbers_of(column: pa.ChunkedArray) -> tuple[Int64s, pa.Array]:
+    """For every value of a column a number from 0, nulls among them, and the values by number."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if not len(column):
+        return np.zeros(0, np.int64), pa.nulls(0, column.type)
     codes = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
     if isinstance(codes, pa.ChunkedArray):
-        codes = codes.chunk(0) if codes.num_chunks else pa.array([], pa.int32())
-    if not len(table):
-        return np.zeros(0, np.int64), pa.nulls(0, column.type)
+        codes = codes.chunk(0)
     return np.asarray(codes.indices, np.int64), codes.dictionary
 
 

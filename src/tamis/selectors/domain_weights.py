@@ -201,7 +201,7 @@ def _filled(parts: Floats, levels: Floats) -> Floats:
     free = np.cumsum(parts[order][::-1])[::-1]
     with np.errstate(divide="ignore", invalid="ignore"):
         factor = np.where(free > 0, (1 - held) / free, np.inf)
-    for place in np.flatnonzero(factor <= full[order])[:1]:
+    for place in np.flatnonzero((factor <= full[order]) & (free > 0))[:1]:
         return np.asarray(np.minimum(factor[place] * parts, levels))
     return np.where(parts > 0, levels, 0.0)
 

@@ -1,8 +1,8 @@
 """Clustered importance sampling: a corpus drawn so that its clusters look like a target set."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,17 +11,14 @@ from pydantic import Field, model_validator
 from tamis.selectors.budgets import draws, one_budget, wanted
 from tamis.selectors.clusters import clusters_of, nearest_centroids
 from tamis.selectors.inner_products import Float64s
-from tamis.selectors.reference import Reference, left_out
-from tamis.selectors.selector import Selector, TableOperator
+from tamis.selectors.selector import Selector
 from tamis.selectors.shares import places_within, turns
 from tamis.selectors.table import Table
-from tamis.selectors.table_scorer import TableScorer
-from tamis.selectors.vectors import reference_vectors, vectors_of
+from tamis.selectors.table_scorer import Scores, TableScorer
+from tamis.selectors.towards_target import TowardsTarget
 from tamis.storage.corpus import BATCH_ROWS
-from tamis.storage.errors import UserError
 from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import Drops
-from tamis.storage.places import Place
 
 
 @dataclass(frozen=True)
@@ -40,19 +37,13 @@ class _Weighed:
     report: dict[str, Any]
 
 
-class TowardsTarget(TableOperator):
+class _Clustered(TowardsTarget):
     """Clusters the corpus and weighs each cluster by its share in a target set.
 
     The weight of a cluster is w(c) = p_target(c) / p_corpus(c), where p_target is the histogram of
     the target's rows over the nearest centres of the corpus, mixed with p_corpus by `smoothing`.
     """
 
-    target: Reference = Field(description="rows of the kind that is wanted")
-    embedding: str = Field(
-        default="embedding",
-        description="vectors: the signal of an earlier stage, which then embeds the target as "
-        "well, or a column that the corpus and the target have",
-    )
     k: int | None = Field(
         default=None, ge=1, description="clusters of the corpus; the square root of its rows"
     )
@@ -67,36 +58,13 @@ class TowardsTarget(TableOperator):
         "clustered-importance sampling (CRISP, arXiv 2410.03735)"
     )
 
-    def resolve(self, workspace: Place) -> Self:
-        return self.model_copy(update={"target": self.target.resolve(workspace)})
-
-    def reads(self) -> set[str]:
-        return {self.embedding}
-
-    def vectors(self) -> set[str]:
-        return {self.embedding}
-
-    def held_vectors(self, rows: int) -> int:
-        """As read and in order."""
-        return 2 * (rows + self.target.rows)
-
     def memory(self, rows: int, text_bytes: int) -> int:
         return rows * 200 + 60 * self.target.rows
 
     def weigh(self, table: Table) -> _Weighed:
         """Clusters of the table's rows (at least one), and their weights."""
-        mine = vectors_of(table, self.embedding)
-        wanted_rows = self.target.table(table)
-        theirs = reference_vectors(table, wanted_rows, self.embedding).matrix
-        if not len(theirs):
-            raise UserError("the target has no rows", where=self.target.title)
-        if theirs.shape[1] != mine.matrix.shape[1]:
-            raise UserError(
-                f"the corpus's vectors have {mine.matrix.shape[1]} numbers, those of the target "
-                f"{theirs.shape[1]}",
-                where=self.target.title,
-                mend="embed both with the same model",
-            )
+        sides = self.sides(table)
+        mine, theirs = sides.mine, sides.theirs.matrix
         found = clusters_of(table, mine, self.k, seed=self.seed)
         used, assignment, size = np.unique(
             found.assignment, return_inverse=True, return_counts=True
@@ -110,21 +78,17 @@ class TowardsTarget(TableOperator):
         cluster[mine.rows] = assignment
         outermost = np.full(len(used), np.inf)
         np.minimum.at(outermost, assignment, found.similarity)
-        each = weight[assignment]
         report = {
             "clusters": len(used),
             "clusters_of_the_target": int((hits > 0).sum()),
-            "target_rows": len(theirs),
-            "references": left_out([self.target], [wanted_rows]),
             # Farther from their centre than every row of the corpus there: what it lacks.
             "target_rows_outside": int((near[:, 0] < outermost[place[:, 0]]).sum()),
-            "highest_weight": float(weight.max()),
-            "effective_sample_size": float(each.sum() ** 2 / np.square(each).sum()),
+            **self.told(sides, weight[assignment]),
         }
         return _Weighed(cluster, weight, target, report)
 
 
-class ImportanceSample(Selector, TowardsTarget):
+class ImportanceSample(Selector, _Clustered):
     """Keep rows so that their clusters have the shares of a target set.
 
     Within a cluster rows are drawn by a hash of their row_id, each once at most. Clusters take
@@ -141,7 +105,7 @@ class ImportanceSample(Selector, TowardsTarget):
     fraction: float | None = Field(default=None, ge=0, le=1, description="share to keep")
 
     version: ClassVar[int] = 2
-    paper: ClassVar[str] = TowardsTarget.paper
+    paper: ClassVar[str] = _Clustered.paper
 
     _one_budget = model_validator(mode="after")(one_budget)
 
@@ -177,7 +141,7 @@ class ImportanceSample(Selector, TowardsTarget):
         return drops
 
 
-class ImportanceWeight(TableScorer, TowardsTarget):
+class ImportanceWeight(TableScorer, _Clustered):
     """The importance weight of every row, for trainers that weigh or sample rows themselves.
 
     Rows drawn in proportion to their weights have the target's shares of clusters; the mean of the
@@ -187,7 +151,7 @@ class ImportanceWeight(TableScorer, TowardsTarget):
     operator: Literal["importance_weight"] = "importance_weight"
 
     version: ClassVar[int] = 2
-    paper: ClassVar[str] = TowardsTarget.paper
+    paper: ClassVar[str] = _Clustered.paper
 
     def fields(self) -> pa.Schema:
         """``importance_weight`` (float64, at least 0) and ``importance_cluster`` (int32)."""
@@ -198,11 +162,15 @@ class ImportanceWeight(TableScorer, TowardsTarget):
             ]
         )
 
-    def compute(self, table: Table) -> Iterable[pa.RecordBatch]:
+    def evaluate(self, table: Table) -> Scores:
         if not len(table):
-            return
+            return Scores((), {})
         found = self.weigh(table)
-        for begin in range(0, len(table), BATCH_ROWS):
-            cluster = found.cluster[begin : begin + BATCH_ROWS]
-            columns = [pa.array(found.weight[cluster]), pa.array(cluster.astype(np.int32))]
-            yield pa.record_batch(columns, schema=self.fields())
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for begin in range(0, len(table), BATCH_ROWS):
+                cluster = found.cluster[begin : begin + BATCH_ROWS]
+                columns = [pa.array(found.weight[cluster]), pa.array(cluster.astype(np.int32))]
+                yield pa.record_batch(columns, schema=self.fields())
+
+        return Scores(batches(), found.report)

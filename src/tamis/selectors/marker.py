@@ -13,7 +13,7 @@ from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import RULES, Float64s
 
 #: Columns of the ledger that a marker may give.
-MARKS = ("action", "weight", "value", "threshold", "rules")
+MARKS = ("action", "reason", "passes", "weight", "value", "threshold", "rules")
 
 
 class Marker(TableScorer):
@@ -32,7 +32,9 @@ class Marker(TableScorer):
         """Column of the ledger to the field that holds what it says of a row.
 
         ``action``: string, ``relabel``, ``review`` or ``drop``, null for none; ``weight``: float64
-        at or above 0, null for 1; of rows with an action ``value``, ``threshold`` and ``rules``.
+        at or above 0, null for 1; ``passes``: list of int32, how often the row is written in each
+        phase of the dataset; of rows with an action ``value``, ``threshold`` and ``rules``; of
+        those dropped ``reason``, a name that is counted by, null or empty for the stage's own.
         """
         fields = {name: f"{self.stage}_{name}" for name in MARKS}
         return {name: field for name, field in fields.items() if field in self.fields().names}
@@ -47,6 +49,10 @@ class Marker(TableScorer):
 
     def weight_as(self) -> str | None:
         """Column of the dataset for the weights of rows, if it weighs them."""
+        return None
+
+    def phase_as(self) -> str | None:
+        """Column of the dataset for the number of the phase, if it has several."""
         return None
 
     def report(self, table: Table) -> dict[str, Any]:

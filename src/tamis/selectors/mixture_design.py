@@ -40,8 +40,9 @@ from tamis.storage.places import place_of
 if TYPE_CHECKING:
     from polars import DataFrame
 
-#: Designs that leave a domain out of all runs are drawn again at most so often.
-_TRIES = 100
+#: Designs that have a domain in fewer runs than so many are drawn again at most so often: where
+#: runs are held out a law still has to tell its effect from the others' (ours).
+_PRESENT, _TRIES = 3, 100
 #: Sums and bounds this close are met.
 _CLOSE = 1e-9
 
@@ -173,7 +174,7 @@ def dirichlet_design(
         natural: how much there is of every domain, in any unit. Domains of which there is nothing,
             or that a ceiling or the supply keeps at 0, are left out, which a note tells.
         runs: how many to fit to, the natural mixture and corners among them. Where draws allow
-            every domain is in at least one that was drawn.
+            every domain is in at least three that were drawn.
         validation: how many further ones, drawn alike, to judge the fit by.
         limits: floors, ceilings, supply and repetition of every run.
 
@@ -202,9 +203,9 @@ def dirichlet_design(
         )
     wanted = runs + validation - len(fixed)
     drawn, outside = space.drawn((runs + validation) * settings.oversampling, settings, draws)
-    drawn = _different(drawn, fixed, settings.apart)
+    drawn = different(drawn, fixed, settings.apart)
     if len(drawn) < wanted:
-        moved = _different(
+        moved = different(
             space.moved(outside, settings.least), np.vstack([fixed, drawn]), settings.apart
         )
         needed = wanted - len(drawn)
@@ -254,7 +255,7 @@ class DesignSpace:
             found = np.vstack([found, *(self.corner(place) for place in range(len(self.low)))])
         kept = found[:1]
         for point in found[1:]:
-            kept = np.vstack([kept, _different(point[None], kept, settings.apart)])
+            kept = np.vstack([kept, different(point[None], kept, settings.apart)])
         return kept
 
     def corner(self, place: int) -> Floats:
@@ -293,12 +294,32 @@ class DesignSpace:
         inside = (points <= self.high + 1e-12).all(axis=1)
         return points[inside], points[~inside]
 
+    def candidates(
+        self, count: int, settings: DirichletSettings, draws: np.random.Generator
+    ) -> Floats:
+        """Different mixtures to choose from, as many as there are: float64 [at most n, d].
+
+        The natural mixture and the corners are among them.
+        """
+        fixed = self.fixed(settings.model_copy(update={"natural": True, "corners": True}))
+        inside, outside = self.drawn(10 * count, settings, draws)
+        found = different(inside, fixed, settings.apart)
+        if len(found) < count:
+            moved = self.moved(outside, settings.least)
+            found = np.vstack([found, different(moved, np.vstack([fixed, found]), settings.apart)])
+        return np.vstack([fixed, found[draws.permutation(len(found))[:count]]])
+
     def moved(self, points: Floats, least: float) -> Floats:
         """The nearest mixtures within the limits, proportions below `least` being 0."""
         points = project(points, self.low, self.high)
         small = (points < least) & (self.low == 0)
-        points = project(np.where(small, 0, points), self.low, np.where(small, 0, self.high))
-        return np.asarray(points[np.abs(points.sum(axis=1) - 1) < _CLOSE])
+        taken = np.where(small, points, 0).sum(axis=1, keepdims=True)
+        # The others take what is left, by how much more each of them may have.
+        room = np.where(small, 0, self.high - points)
+        total = room.sum(axis=1, keepdims=True)
+        able = total[:, 0] >= taken[:, 0]
+        part = np.divide(taken, total, out=np.zeros_like(total), where=total > 0)
+        return np.asarray((np.where(small, 0, points) + room * part)[able])
 
 
 def design_space(
@@ -348,7 +369,7 @@ def design_space(
     return DesignSpace(tuple(np.array(names)[there].tolist()), shares, low, high), notes
 
 
-def _different(points: Floats, others: Floats, apart: float) -> Floats:
+def different(points: Floats, others: Floats, apart: float) -> Floats:
     """Points further than `apart` (sum of differences) from the one kept before them, and others.
 
     As in the public code points are sorted first, so that equal ones follow each other.
@@ -366,14 +387,14 @@ def _different(points: Floats, others: Floats, apart: float) -> Floats:
 
 
 def _covering(drawn: Floats, wanted: int, fitted: int, draws: np.random.Generator) -> Floats:
-    """Some of the draws at random; if they can, the first `fitted` of them have every domain."""
+    """Some of the draws at random; if they can, the first `fitted` of them have all domains."""
     best, most = drawn[:wanted], -1
     for _ in range(_TRIES):
         chosen = drawn[draws.permutation(len(drawn))[:wanted]]
-        covered = int((chosen[:fitted] > 0).any(axis=0).sum())
-        if covered > most:
-            best, most = chosen, covered
-        if covered == drawn.shape[1]:
+        runs = np.minimum((chosen[:fitted] > 0).sum(axis=0), _PRESENT)
+        if runs.sum() > most:
+            best, most = chosen, int(runs.sum())
+        if runs.min(initial=_PRESENT) >= min(_PRESENT, fitted):
             break
     return best
 

@@ -33,6 +33,8 @@ _NEAR = 0.01
 #: twice the draws gain nothing, and four times as many improved 0.0005 of the loss.
 _IMPROVED = 6
 _MOVES = (0.2, 0.08, 0.03, 0.01, 0.004)
+#: Held-out runs that are compared pair by pair.
+_PAIRED = 2_000
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ class _Problem:
         if not fitted.domains:
             raise UserError(f"a fit of {fitted.fit.law} knows no domains to mix")
         self.fitted, self.limits, self.covariates, self.kl = fitted, limits, covariates, kl
-        self.weights = _weights(fitted, weights)
+        self.weights = weights_of(fitted, weights)
         weighed = np.flatnonzero(self.weights)
         self.model, self.shares = fitted.model.only(weighed.tolist()), self.weights[weighed]
         spans = np.array([fitted.evidence["domains"][domain] for domain in fitted.domains])
@@ -355,12 +357,32 @@ class _Problem:
 
     def tolerance(self) -> float:
         """Root mean square error of the weighted loss on held-out runs."""
+        return float(np.sqrt(np.mean(np.square(self._residuals()))))
+
+    def _residuals(self) -> Floats:
+        """Observed less predicted weighted loss of every held-out run: float64 [n]."""
         residuals = self.fitted.evidence["residuals"]
         away = sum(
             weight * np.asarray(residuals[target])
             for weight, target in zip(self.weights, self.fitted.targets, strict=True)
         )
-        return float(np.sqrt(np.mean(np.square(away))))
+        return np.asarray(away)
+
+    def _untold(self, mixture: Floats, natural: Floats, level: float) -> list[str]:
+        """That a gain over the natural mixture may be nothing but the error of the fit."""
+        better, worse = self.model.mean(self.inputs(np.stack([mixture, natural]))) @ self.shares
+        away = self._residuals()
+        away = away[:: 1 + len(away) // _PAIRED]
+        # Of a difference of two runs; each has the error of its own, and the noise of its seed.
+        apart = np.abs(away[:, None] - away)[np.triu_indices(len(away), 1)]
+        error = float(np.quantile(apart, level)) if len(apart) else np.inf
+        if worse - better >= error:
+            return []
+        return [
+            f"the gain over the natural mixture, {worse - better:.4g}, is not told apart from the "
+            f"error of the fit: held-out runs differ by up to {error:.4g} more or less than "
+            f"predicted ({level:.0%} of pairs); more runs, or more seeds of each, may tell"
+        ]
 
     def ranges(self, best: Floats, value: float, seed: int) -> dict[str, tuple[float, float]]:
         """Proportions of each domain among mixtures about as good as the best."""
@@ -409,13 +431,14 @@ class _Problem:
     ) -> Optimum:
         fitted = self.fitted
         natural = None
+        notes = []
         if self.natural is not None:
             at = self.natural[None]
             natural = (
                 float(self.value(at)[0]),
                 fitted.predict(self.inputs(at), level=level),
             )
-        notes = []
+            notes += self._untold(mixture, self.natural, level)
         for place, domain in enumerate(fitted.domains):
             if not self.seen[0][place] - 1e-6 <= mixture[place] <= self.seen[1][place] + 1e-6:
                 least, most = fitted.evidence["domains"][domain]
@@ -437,7 +460,12 @@ class _Problem:
         )
 
 
-def _weights(fitted: Fitted, given: "Mapping[str, float] | str | None") -> Floats:
+def weights_of(fitted: Fitted, given: "Mapping[str, float] | str | None") -> Floats:
+    """Weight of every target of a fit in the objective: float64 [k].
+
+    Raises:
+        UserError: for targets that the fit has not, and weights below 0 or all 0.
+    """
     if given is None:
         return np.full(len(fitted.targets), 1 / len(fitted.targets))
     if isinstance(given, str):

@@ -39,9 +39,11 @@ class WeightPath:
         losses: what they come from.
         scores: what raised them, float64 [s, d].
         weights: float64 [s, d]; rows sum to 1.
+        method: group_dro or doremi.
         parameters: of the method, for the record.
     """
 
+    method: str
     losses: DomainLosses
     scores: Floats
     weights: Floats
@@ -134,7 +136,8 @@ def group_dro(
     # The product of all steps is the exponential of a sum. Only differences between domains count.
     apart = scores - scores.max(axis=1, keepdims=True)
     weights = softmax(rate * np.cumsum(apart, axis=0))
-    return WeightPath(losses, scores, weights, {"rate": rate, "adjustment": adjustment})
+    parameters = {"rate": rate, "adjustment": adjustment}
+    return WeightPath("group_dro", losses, scores, weights, parameters)
 
 
 def doremi(losses: DomainLosses, *, rate: float = 1.0, smoothing: float = 1e-4) -> WeightPath:
@@ -149,7 +152,7 @@ def doremi(losses: DomainLosses, *, rate: float = 1.0, smoothing: float = 1e-4) 
 
     Args:
         rate: η of the paper, more than 0.
-        smoothing: c of the paper, at least 0 and below 1; no weight is below smoothing / d.
+        smoothing: ε, at least 0 and below 1; no weight is below smoothing / d.
 
     Raises:
         UserError: for parameters outside these ranges, or without losses of a reference model.
@@ -172,7 +175,8 @@ def doremi(losses: DomainLosses, *, rate: float = 1.0, smoothing: float = 1e-4) 
             now = softmax(np.log(now) + by)
         now = (1 - smoothing) * now + smoothing / count
         weights[step] = now
-    return WeightPath(losses, scores, weights, {"rate": rate, "smoothing": smoothing})
+    parameters = {"rate": rate, "smoothing": smoothing}
+    return WeightPath("doremi", losses, scores, weights, parameters)
 
 
 def _positive(name: str, value: float) -> None:

@@ -1,9 +1,11 @@
 """Scores that take the whole table to compute, such as the cluster that a row lies in."""
 
+import json
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,20 +16,39 @@ from tamis.selectors.selector import TableOperator
 from tamis.selectors.table import Table
 from tamis.storage.corpus import BATCH_ROWS
 from tamis.storage.errors import RunError
-from tamis.storage.files import digest_of
+from tamis.storage.files import digest_of, read_json, whole_file
 from tamis.storage.kernels import Int64s
-from tamis.storage.places import absolute
+from tamis.storage.places import absolute, kind_of
 from tamis.storage.sidecar import Part, is_done, sidecar_once
 
 
+class Scores(NamedTuple):
+    """What a table scorer gives.
+
+    Attributes:
+        batches: of any size; together they hold a row for every row of the table, in order.
+        report: figures for the manifest, of JSON's types.
+    """
+
+    batches: Iterable[pa.RecordBatch]
+    report: dict[str, Any]
+
+
 class TableScorer(TableOperator, Scorer):
-    """Sees whole columns of the rows still kept, and gives score columns for them."""
+    """Sees whole columns of the rows still kept, and gives score columns for them.
+
+    One gives `compute`, or `evaluate` where there is more to say than the columns.
+    """
 
     kind: ClassVar[str] = "table scorer"
 
     def compute(self, table: Table) -> Iterable[pa.RecordBatch]:
         """Batches of any size that together hold a row for every row of the table, in order."""
         raise NotImplementedError
+
+    def evaluate(self, table: Table) -> Scores:
+        """What `compute` gives, and figures of it that cannot be had from the columns."""
+        return Scores(self.compute(table), {})
 
 
 def evaluate_table(operator: TableScorer, table: Table, step: str) -> Evaluated:
@@ -44,15 +65,20 @@ def evaluate_table(operator: TableScorer, table: Table, step: str) -> Evaluated:
     steps = [digest_of([step, shard.digest]) for shard in table.corpus.shards]
     found = Evaluated.lying_in(folder, operator, table.corpus, steps, workspace / "orders")
     places = list(zip(found.shards, found.paths, found.steps, strict=True))
+    told = folder / f"report-{step[:16]}.json"
     if not all(is_done(path, shard, step) for shard, path, step in places):
-        rows = _Rows(operator.compute(table))
+        scores = operator.evaluate(table)
+        if scores.report:  # first, so that it is there wherever the sidecars are
+            with whole_file(told) as temporary:
+                temporary.write_text(json.dumps(scores.report, ensure_ascii=False), "utf-8")
+        rows = _Rows(scores.batches)
         for shard, path, step in places:
             inside = np.flatnonzero(table.kept[table.rows.of(shard)])
             parts = rows.take(inside)
             sidecar_once(path, shard, step, operator.fields(), partial(iter, parts))
             deque(parts, maxlen=0)  # of a sidecar that is there
         rows.end(operator.stage)
-    return found
+    return found if kind_of(told) is None else replace(found, report=read_json(told))
 
 
 class _Rows:

@@ -44,7 +44,9 @@ def tempered(
     mixtures = [
         dict(zip(supply, softmax(logarithms / tau).tolist(), strict=True)) for tau in temperatures
     ]
-    origin = {"method": "temperature", "temperatures": [float(tau) for tau in temperatures]}
+    # JSON has no infinity.
+    told = [float(tau) if tau < np.inf else "inf" for tau in temperatures]
+    origin = {"method": "temperature", "temperatures": told}
     return MixturePlan.of(*mixtures, shares=shares, origin=origin)
 
 

@@ -228,9 +228,9 @@ def _why(manifest: dict[str, Any]) -> str:
         LEFT JOIN rows p ON d.partner_source IS NULL
         AND p.row_id = d.partner AND p.copy = d.partner_copy
         LEFT JOIN scores ps ON ps.shard = p.shard AND ps.row = p.row"""
-    return f"""CREATE VIEW why AS SELECT d.row_id, d.copy, d.action, d.weight, d.stage, d.reason,
-    d.value, d.threshold, d.rules, d.partner, d.partner_copy, d.partner_source, d.evidence,
-    d.similarity, d.parent, d.parent_copy, {scores} AS scores, {label} AS label,
+    return f"""CREATE VIEW why AS SELECT d.row_id, d.copy, d.action, d.repeat, d.weight, d.stage,
+    d.reason, d.value, d.threshold, d.rules, d.partner, d.partner_copy, d.partner_source,
+    d.evidence, d.similarity, d.parent, d.parent_copy, {scores} AS scores, {label} AS label,
     {given} AS given_label, {mine} AS text, {theirs} AS partner_text,
     {_quoted(manifest["recipe_digest"])} AS recipe,
     (SELECT run_id FROM runs WHERE runs.recipe = {_quoted(manifest["recipe_digest"])}

@@ -11,7 +11,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tamis.storage.columns import Source
+from tamis.storage.columns import Beside, Source
 from tamis.storage.corpus import Corpus, packed_schema
 from tamis.storage.errors import RunError, UserError
 from tamis.storage.files import (
@@ -33,6 +33,8 @@ from tamis.storage.tasks import Done, Runner
 from tamis.storage.write import OutputFile, Write, file_name, write_file
 
 CARD = "README.md"
+#: Which rows of which file belong to which phase of a training, where a dataset has several.
+SCHEDULE = "schedule.json"
 #: On a store, says that a run of tamis has begun to put files beside it.
 BEGUN = "_begun.json"
 _PART = re.compile(r"part-\d{5,}-[0-9a-f]{8}\.parquet")
@@ -51,12 +53,13 @@ def check_output(folder: Place) -> None:
         raise UserError("the output is a file", where=shown(folder), mend="name a folder")
     previous = _previous(folder)
     ours = {MANIFEST, CARD, *(entry["name"] for entry in (previous or {}).get("files", ()))}
+    ours |= {SCHEDULE} if "schedule" in (previous or {}) else set()
     names = _names(folder)
     begun = BEGUN in names  # on a store, by a run that has not come to its end
     foreign = [
         name
         for name in names
-        if not (begun and (name == BEGUN or _PART.fullmatch(name)))
+        if not (begun and (name in (BEGUN, SCHEDULE) or _PART.fullmatch(name)))
         and (name not in ours or (previous is None and not (begun and name == CARD)))
     ]
     if foreign:
@@ -122,6 +125,8 @@ class DatasetWriter:
         runner: Runner,
         done: Done,
         first: int = 0,
+        passes: Beside | None = None,
+        phase: str | None = None,
     ) -> list[OutputFile]:
         """Write the kept rows of every shard; a file that is there already is linked, not written.
 
@@ -132,6 +137,8 @@ class DatasetWriter:
             schema: columns of the dataset.
             sources: of those of them that are no column of the corpus by this name.
             first: number that the files begin with.
+            passes: how often each row is written in each phase, see `Write`.
+            phase: column for the number of the phase.
         """
         task = Write(
             shards=corpus.keep(self._workspace / "orders"),
@@ -141,6 +148,8 @@ class DatasetWriter:
             target=str(self.target),
             previous=self._replaced,
             first=first,
+            passes=passes,
+            phase=phase,
         )
         found = runner.map(task, corpus.sizes, done)
         return [OutputFile(**entry) for entry in found if entry is not None]
@@ -173,6 +182,8 @@ class DatasetWriter:
                 )
         with whole_file(self.target / CARD) as temporary:
             temporary.write_text(text, "utf-8")
+        if "schedule" in manifest:
+            write_json(self.target / SCHEDULE, manifest["schedule"])
         write_json(self.target / MANIFEST, manifest)
         if isinstance(self.target, Path) and isinstance(self.folder, Path):
             sweep(self.target)
@@ -181,8 +192,10 @@ class DatasetWriter:
             swap_folders(self.target, self.folder)
             return
         standing = {entry.name for entry in entries}
+        standing |= {SCHEDULE} if "schedule" in manifest else set()
         for name in _names(self.folder):
-            if name == BEGUN or (_PART.fullmatch(name) and name not in standing):
+            ours = name == SCHEDULE or _PART.fullmatch(name)
+            if name == BEGUN or (ours and name not in standing):
                 stale = self.folder / name
                 assert not isinstance(stale, Path)
                 with place_errors(stale):
@@ -226,7 +239,9 @@ def card(manifest: dict[str, Any]) -> str:
         f"| kept | {rows['kept']:,} |",
         *(f"| of these {name} | {count:,} |" for name, count in marked_rows(rows).items()),
         *([f"| generated | {rows['generated']:,} |"] if rows["generated"] else []),
+        *([f"| written, repeats counted | {rows['written']:,} |"] if has_repeats(rows) else []),
         "",
+        *(f"{line}\n" for line in draws_told(manifest)),
         *(f"{line}\n" for line in certificates(manifest)),
         "`manifest.json` holds the recipe, the versions and the digests of inputs and files.",
         "",
@@ -238,6 +253,29 @@ def marked_rows(rows: Mapping[str, Any]) -> dict[str, int]:
     """Of the rows that a manifest counts as kept, those with a mark, where there are any."""
     names = {"relabelled": "relabelled", "in_review": "in review"}
     return {name: rows[key] for key, name in names.items() if rows.get(key)}
+
+
+def has_repeats(rows: Mapping[str, Any]) -> bool:
+    """Whether rows of a dataset stand in it several times, by what a manifest counts."""
+    return bool(rows["written"] > rows["kept"] + rows["generated"])
+
+
+def draws_told(manifest: dict[str, Any]) -> list[str]:
+    """Of a dataset drawn by a mixture, where less was there than was asked, and its phases."""
+    lines = []
+    for stage in manifest["stages"]:
+        for name in stage.get("report", {}).get("short", ()):
+            of = stage["report"]["domains"][name]
+            unit = stage["report"]["unit"]
+            found = of.get("drawn", of["there"])
+            lines.append(
+                f"{stage['stage']}: of {name} {of['asked']:,.0f} {unit} were asked, "
+                f"{of['there']:,.0f} were there and {found:,.0f} were drawn"
+            )
+    if "schedule" in manifest:
+        count = len(manifest["schedule"]["phases"])
+        lines.append(f"`{SCHEDULE}` tells the {count} phases of the mixture.")
+    return lines
 
 
 def certificates(manifest: dict[str, Any], texts: bool = False) -> list[str]:
@@ -276,4 +314,7 @@ def _bounds(share: dict[str, Any]) -> str:
 
 def file_entries(entries: list[OutputFile]) -> list[dict[str, Any]]:
     """Output files as the manifest lists them."""
-    return [asdict(entry) for entry in entries]
+    return [
+        {name: value for name, value in asdict(entry).items() if value is not None}
+        for entry in entries
+    ]

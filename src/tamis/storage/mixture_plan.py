@@ -108,7 +108,7 @@ class MixturePlan(BaseModel):
         ]
         if not phases:
             raise UserError("no mixture was given", mend="give one for every phase")
-        return checked(cls, {"phases": phases, "origin": dict(origin or {})}, "mixture")
+        return check_plan({"phases": phases, "origin": dict(origin or {})}, "mixture")
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -140,3 +140,12 @@ def load_plan(path: str | Path) -> MixturePlan:
         "`tamis mix optimise --out` and `tamis mix weights --out` write one; or write proportions "
         'by name, {"web": 0.6, "code": 0.4}',
     )
+
+
+def check_plan(given: Any, where: str) -> MixturePlan:
+    """A plan from plain data, such as the content of a mixture file.
+
+    Raises:
+        UserError: as `load_plan`.
+    """
+    return checked(MixturePlan, given, where)

@@ -138,7 +138,7 @@ class TokenShards:
         try:
             found: Tokens = np.load(path, mmap_mode="r")
             told = f"{len(found):,} tokens" if len(found) != part.tokens else ""
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             told = str(error)
         if told:
             raise UserError(
