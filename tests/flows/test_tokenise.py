@@ -117,6 +117,18 @@ def test_what_is_there_is_not_done_again(plain: TokenShards, tmp_path: Path) -> 
     assert not list(tmp_path.glob(".tokens*"))
 
 
+@pytest.mark.parametrize("broken", ["train-0001.npy", "tokens.json"])
+def test_a_broken_folder_is_written_anew(plain: TokenShards, tmp_path: Path, broken: str) -> None:
+    home, copied = plain.folder.parent, tmp_path / "tokens"
+    shutil.copytree(plain.folder, copied)
+    (copied / broken).write_bytes((copied / broken).read_bytes()[:-40])
+    recipe = recipe_of(home / "corpus.parquet", tmp_path / "work")
+    assert contents(tokenise(recipe, copied, vocabulary=300, validation=0.3)) == contents(plain)
+    (copied / "tokens.json").unlink()
+    with pytest.raises(UserError, match="which is no file of tokens"):
+        tokenise(recipe, copied, vocabulary=300, validation=0.3)
+
+
 def test_rows_that_have_no_tokens_are_left_out_and_told(plain: TokenShards, tmp_path: Path) -> None:
     table = corpus()
     texts, domains = table["text"].to_pylist(), table["domain"].to_pylist()

@@ -171,10 +171,9 @@ def tokenise(
                 version("tokenizers"),
             ]
         )
-        if (target / "tokens.json").is_file():
-            found = TokenShards.open(target)
-            if found.manifest.key == key:
-                return found
+        standing = _standing(target)
+        if standing is not None and standing.manifest.key == key:
+            return standing
         texts = _texts(run, only, report)
         ids = run.rows.id_hi, run.rows.id_lo
         # Copies of a row go where it goes: none is measured on that was trained on.
@@ -232,6 +231,14 @@ def tokenise(
             found = files.publish(target, manifest, tokenizer.read_text("utf-8"))
         shutil.rmtree(str(absolute(workspace) / "tokens"), ignore_errors=True)
     return found
+
+
+def _standing(target: Path) -> TokenShards | None:
+    """The folder as it is; none if it is not there, or broken and to be written anew."""
+    try:
+        return TokenShards.open(target)
+    except UserError:
+        return None
 
 
 def _texts(run: Run, only: Sequence[str], report: Progress) -> Texts:
