@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tamis.commands.recipes import recipe_for
+from tamis.flows import tokenise as flow
 from tamis.flows.tokenise import tokenise
 from tamis.recipe import Recipe, with_changes
 from tamis.scoring import token_encoding
@@ -100,6 +101,20 @@ def test_bytes_depend_on_neither_order_nor_sharding(plain: TokenShards, tmp_path
     assert found.digest == plain.digest
 
 
+def test_nothing_of_it_stays_in_the_workspace(plain: TokenShards) -> None:
+    work = plain.folder.parent / "work"
+    assert (work / "ids").is_dir()
+    assert not (work / "tokens").exists()
+    assert not list(work.rglob("*tokenizer*"))
+
+
+def test_memory_of_its_own_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of(written(tmp_path, corpus()), tmp_path / "work", memory=4 << 30)
+    monkeypatch.setattr(flow, "ROW_BYTES", 1 << 30)
+    with pytest.raises(UserError, match=r"may need 2\d\d GB of memory for 240 rows"):
+        tokenise(recipe, tmp_path / "tokens", vocabulary=300)
+
+
 def test_what_is_there_is_not_done_again(plain: TokenShards, tmp_path: Path) -> None:
     home = plain.folder.parent
     before = (plain.folder / "tokens.json").stat().st_ino
@@ -155,6 +170,9 @@ def test_what_cannot_be_tokenised_is_refused(plain: TokenShards, tmp_path: Path)
     own = plain.folder / "tokenizer.json"
     with pytest.raises(UserError, match=r"too few tokens to measure on: .*'code' has 0, .*--only"):
         tokenise(recipe, tmp_path / "tokens", tokenizer=own, validation=0.05)
+    for most in (1, 0.9999):
+        with pytest.raises(UserError, match=r"too few documents to train on: .*'code' has 0, "):
+            tokenise(recipe, tmp_path / "tokens", validation=most)
     with pytest.raises(
         UserError, match=r"no row has the domain 'law'; there: books/old, code, web"
     ):
@@ -167,6 +185,9 @@ def test_what_cannot_be_tokenised_is_refused(plain: TokenShards, tmp_path: Path)
         tokenise(recipe, tmp_path / "mine", tokenizer=own)
     with pytest.raises(UserError, match="lie on this machine only"):
         tokenise(recipe, "s3://bucket/tokens", tokenizer=own)
+    far = recipe.model_copy(update={"workspace": "memory://tokens.tamis"})
+    with pytest.raises(UserError, match=r"memory://tokens\.tamis: .*lie on this machine only"):
+        tokenise(far, tmp_path / "tokens")
     with pytest.raises(UserError, match="no tokens here"):
         TokenShards.open(tmp_path)
     broken = shutil.copytree(plain.folder, tmp_path / "broken")
