@@ -38,7 +38,7 @@ DRAWN = DirichletSettings(natural=False, oversampling=20, strength_low=1, streng
 #: Losses of the replay: four of the 13, to be done in minutes.
 REPLAYED = ("loss_pile_cc", "loss_github", "loss_wikipedia_en", "loss_arxiv")
 TREES = {"leaf_rows": 5, "trees": 200, "learning_rate": 0.05}
-SMOOTH = {"bootstrap": 0, "starts": 4}
+SMOOTH = {"starts": 4}
 
 
 class Case(NamedTuple):

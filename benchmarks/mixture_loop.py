@@ -56,8 +56,8 @@ OBJECTIVES: dict[str, dict[str, float]] = {
     "math": {"loss_math": 1.0},
 }
 LAWS = (
-    ("mixing_law", {"bootstrap": 0}),
-    ("mixing_law, 2 components", {"bootstrap": 0, "components": 2}),
+    ("mixing_law", {}),
+    ("mixing_law, 2 components", {"components": 2}),
     ("autoscale", {}),
     # LightGBM's least leaf of 20 runs and a patience of 3 trees are for hundreds of runs.
     ("regmix, leaves of 3", {"leaf_rows": 3, "early_stopping": 50}),

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,7 @@ def ours(
 def smooth(train: Runs, prior: dict[str, float]) -> tuple[list[np.ndarray], Clock]:
     """Optima of all targets by the mixing law."""
     clock = Clock()
-    model = MixingLaw(bootstrap=0).train(train)
+    model = MixingLaw().train(train)
     clock.lap("fit")
     at = model.mean(train)
     evidence = evidence_of(train, folds_of(train, 5, 42), at, at, 42)
@@ -147,7 +148,7 @@ def speed(path: Path, rounds: int, threads: int | None) -> None:
         by_law, law_clock = smooth(train, named)
         clocks.append([clock.seconds for clock in (their_clock, our_clock, law_clock)])
     judges = {
-        "law": MixingLaw(components=3, bootstrap=0).train(test),
+        "law": MixingLaw(components=3).train(test),
         "trees": RegMix().train(test),
     }
     rows = []
@@ -199,8 +200,8 @@ def correlations(path: Path) -> None:
         "as published": (RegMix().train(raw[0], stopping=raw[1]), raw),
         "held out": (RegMix().train(clean[0]), clean),
         "linear": (Linear().train(clean[0]), clean),
-        "mixing law": (MixingLaw(bootstrap=0).train(clean[0]), clean),
-        "2 components": (MixingLaw(bootstrap=0, components=2).train(clean[0]), clean),
+        "mixing law": (MixingLaw().train(clean[0]), clean),
+        "2 components": (MixingLaw(components=2).train(clean[0]), clean),
     }
     for place, size in ((1, "1M"), (2, "60M")):
         rows = []
@@ -220,35 +221,51 @@ def correlations(path: Path) -> None:
         print_table(("loss", *columns), rows, 1)
 
 
+def made_up(kind: str, runs: int, domains: int, noise: float, seed: int) -> tuple[Runs, np.ndarray]:
+    """Runs of a made-up mixing law and as many new ones behind them; and its coefficients."""
+    draws = np.random.default_rng([seed, runs])
+    exponents = draws.normal(0, 1.5, (1, 1, domains)) - 0.2
+    constant = 2 + draws.random(1)
+    repeats = 3 if kind == "3 seeds a mixture" else 1
+    shares = draws.dirichlet(np.ones(domains), 2 * (runs // repeats)).repeat(repeats, axis=0)
+    scale = np.full((len(shares), 1), noise)
+    if kind == "noise by mixture":
+        scale = noise * (0.3 + 2 * shares[:, :1])
+    away = draws.normal(size=scale.shape)
+    if kind == "heavy tails":
+        away = draws.standard_t(3, scale.shape) / np.sqrt(3)
+    values = constant + np.exp(shares @ exponents[:, 0].T) + scale * away
+    names = tuple(f"d{i}" for i in range(domains))
+    return Runs(names, shares, {}, ("loss",), values), pinned(constant, exponents)
+
+
 def coverage(tables: int) -> None:
     """How often 90 % intervals hold the truth of made-up mixing laws."""
     rows = []
-    for runs, domains, noise in ((24, 3, 0.01), (48, 3, 0.02), (64, 4, 0.02), (128, 5, 0.02)):
-        coefficients, losses = [], []
+    kinds = ("even noise", "3 seeds a mixture", "noise by mixture", "heavy tails")
+    sizes = ((24, 3, 0.01), (48, 3, 0.02), (64, 4, 0.02), (128, 5, 0.02))
+    for kind, (runs, domains, noise) in product(kinds, sizes):
+        coefficients, losses, widths = [], [], []
         for seed in range(tables):
-            draws = np.random.default_rng([seed, runs])
-            exponents = draws.normal(0, 1.5, (1, 1, domains)) - 0.2
-            constant = 2 + draws.random(1)
-            shares = draws.dirichlet(np.ones(domains), 2 * runs)
-            values = constant + np.exp(shares @ exponents[:, 0].T)
-            values += draws.normal(0, noise, values.shape)
-            names = tuple(f"d{i}" for i in range(domains))
-            table = Runs(names, shares, {}, ("loss",), values)
-            fitted = MixingLaw(starts=5).fit(table.take(np.arange(runs)))
-            truth = pinned(constant, exponents)
+            table, truth = made_up(kind, runs, domains, noise, seed)
+            half = len(table) // 2
+            fitted = MixingLaw(starts=5).fit(table.take(np.arange(half)))
             low, high = fitted.model.low, fitted.model.high
             coefficients.append((low <= truth) & (truth <= high))
-            new = table.take(np.arange(runs, 2 * runs))
+            widths.append((high - low)[0, 2:])
+            new = table.take(np.arange(half, 2 * half))
             found = fitted.predict(new)
             losses.append((found.low <= new.losses) & (new.losses <= found.high))
         rows.append(
             [
-                f"{runs} runs, {domains} domains, noise {noise}",
+                f"{kind}: {half} runs, {domains} domains, noise {noise}",
                 f"{100 * np.mean(coefficients):.1f} %",
+                f"{np.median(widths):.3f}",
                 f"{100 * np.mean(losses):.1f} %",
             ]
         )
-    print_table((f"{tables} tables each", "coefficients held", "new losses held"), rows, 1)
+    header = (f"{tables} tables each", "coefficients held", "width of t", "new losses held")
+    print_table(header, rows, 1)
 
 
 def main() -> None:

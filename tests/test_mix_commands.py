@@ -37,7 +37,7 @@ def tamis(*arguments: object) -> str:
 
 def test_from_runs_to_the_best_mixture(runs_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "fit.json"
-    said = tamis("mix", "fit", runs_file, out, "--where", "seed = 1", "--param", "bootstrap=20")
+    said = tamis("mix", "fit", runs_file, out, "--where", "seed = 1")
     assert "error held out" in said
     assert "t[code]" in said
     told = json.loads(
@@ -45,7 +45,7 @@ def test_from_runs_to_the_best_mixture(runs_file: Path, tmp_path: Path) -> None:
     )
     assert told["runs"] == 60
     assert [c["name"] for c in told["coefficients"]] == ["arxiv", "code", "web"]
-    tamis("mix", "fit", runs_file, out, "--param", "bootstrap=0")
+    tamis("mix", "fit", runs_file, out, "--param", "starts=4")
     found = json.loads(
         tamis(
             "mix",
@@ -95,7 +95,7 @@ def test_laws_are_listed() -> None:
     [
         (("--law", "magic"), "no law named 'magic'"),
         (("--param", "components=none"), "mixing_law: components"),
-        (("--target", "loss_law"), "no column 'loss_law'"),
+        (("--target", "loss_law"), "no column of losses is or starts with 'loss_law'"),
         (("--mix", "share_"), "starts with 'share_'"),
         (("--where", "seed = 3"), "no run meets"),
         (("--law", "regmix", "--where", "loss_code < 2.4"), "regmix takes at least 42"),

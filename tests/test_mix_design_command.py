@@ -93,7 +93,7 @@ def fitted_file(tmp_path: Path) -> Path:
     # fmt: off
     tamis(
         "mix", "fit", tmp_path / "done.parquet", tmp_path / "fit.json", "--where", "seed = 1",
-        "--param", "bootstrap=0", "--param", "starts=2",
+        "--param", "starts=2",
     )
     # fmt: on
     return tmp_path / "fit.json"

@@ -24,7 +24,7 @@ def runs_at(shares: np.ndarray, seed: int = 0, noise: float = 0.01) -> Runs:
 
 def fit_to(runs: Runs, name: str = "mixing_law") -> Fitted:
     params = {
-        "mixing_law": {"bootstrap": 0, "starts": 2, "folds": 3},
+        "mixing_law": {"starts": 2, "folds": 3},
         "regmix": {"trees": 8, "learning_rate": 0.3, "leaf_rows": 3},
     }
     return law(name, **params.get(name, {})).fit(runs)

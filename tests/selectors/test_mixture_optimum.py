@@ -21,8 +21,6 @@ def made_fit(name: str = "mixing_law", noise: float = 0.003, **params: object) -
     parts = np.array([[0.3, -3.0, 0.5], [-0.6, 0.4, -2.5]])
     losses = 2 + np.exp(shares @ parts.T) + draws.normal(0, noise, (150, 2))
     runs = Runs(DOMAINS, shares, {}, ("loss_code", "loss_web"), losses)
-    if name == "mixing_law":
-        params = {"bootstrap": 0, **params}
     return law(name, **params).fit(runs)
 
 
@@ -125,7 +123,7 @@ def test_mixtures_that_no_run_had_take_leave() -> None:
     draws = np.random.default_rng(0)
     shares = draws.dirichlet(np.full(3, 30), 60)
     losses = 2 + np.exp(shares @ np.array([[0.3], [-3.0], [0.5]])) + draws.normal(0, 1e-3, (60, 1))
-    fitted = law("mixing_law", bootstrap=0).fit(Runs(DOMAINS, shares, {}, ("loss",), losses))
+    fitted = law("mixing_law").fit(Runs(DOMAINS, shares, {}, ("loss",), losses))
     kept = optimise(fitted)
     assert kept.mixture[1] == pytest.approx(shares[:, 1].max() + 0.01)
     assert kept.binding["code"] == "runs"

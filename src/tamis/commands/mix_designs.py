@@ -143,7 +143,7 @@ def design(
         fitted = load_fit(fit)
         found = adaptive_design(
             fitted,
-            runs_from(done, mix, list(fitted.targets), where),
+            runs_from(done, None, mix, list(fitted.targets), where),
             runs,
             by="gain" if by == "gain" else "uncertainty",
             weights=weights(target) or None,

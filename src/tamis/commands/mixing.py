@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tamis.commands.mixture_options import (
+    Join,
     Mix,
     RunsFile,
     Target,
@@ -32,6 +33,7 @@ def fit(
     runs: RunsFile,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="JSON file of the fit.")],
     law: Annotated[str, typer.Option(help="See `tamis mix laws`.")] = "mixing_law",
+    join: Join = None,
     target: Target = None,
     mix: Mix = "mix_",
     covariate: Annotated[
@@ -46,7 +48,7 @@ def fit(
     from tamis.scoring.fits import law as law_of
 
     chosen = law_of(law, **parameters(param or []))
-    given = runs_from(runs, mix, target, where, covariate)
+    given = runs_from(runs, join, mix, target, where, covariate)
     fitted = chosen.fit(given)
     fitted.save(out)
     if as_json:
@@ -68,6 +70,7 @@ def fit(
 
 def compare(
     runs: RunsFile,
+    join: Join = None,
     target: Target = None,
     law: Annotated[
         list[str] | None,
@@ -81,12 +84,13 @@ def compare(
     from tamis.scoring.compare_fits import COMPARED
     from tamis.scoring.compare_fits import compare as compare_laws
 
-    found = compare_laws(
-        runs_from(runs, mix, target, where), [_law(text) for text in law] if law else COMPARED
-    )
+    given = runs_from(runs, join, mix, target, where)
+    found = compare_laws(given, [_law(text) for text in law] if law else COMPARED)
     if as_json:
         print(json.dumps({"laws": found.laws, "rows": found.rows, "refused": found.refused}))
         return
+    for note in given.notes:
+        say(note)
     table(
         ("target", "rank", "law", "error", "± over folds", "Spearman", "in sample"),
         [

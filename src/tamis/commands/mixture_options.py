@@ -13,29 +13,47 @@ if TYPE_CHECKING:
 RunsFile = Annotated[
     str, typer.Argument(metavar="RUNS", help="Table of runs: Parquet, CSV or JSON lines.")
 ]
+Join = Annotated[
+    list[str] | None,
+    typer.Option(help="Further table of the same runs, joined by shared columns (repeatable)."),
+]
 Mix = Annotated[
     str,
-    typer.Option(help="Prefix of the columns of proportions, or their names joined by commas."),
+    typer.Option(
+        help="Columns of proportions: a prefix, a pattern as in 'train_*', or names with commas."
+    ),
 ]
 Target = Annotated[
-    list[str] | None, typer.Option(help="Column of a loss (repeatable); all `loss_*` if not given.")
+    list[str] | None,
+    typer.Option(
+        help="Column of a loss (repeatable), a prefix or a pattern as in 'metric/*_loss'; all "
+        "`loss_*` if not given."
+    ),
 ]
 Where = Annotated[str | None, typer.Option(help="SQL condition that runs must meet.")]
 
 
 def runs_from(
     path: str,
+    join: list[str] | None,
     mix: str,
     target: list[str] | None,
     where: str | None,
     covariates: list[str] | None = None,
 ) -> "Runs":
-    """Runs of a file, as the options of a command name its columns."""
+    """Runs of a file or several, as the options of a command name its columns."""
     from tamis.scoring.mixture_runs import LOSS, read_runs
 
-    # A prefix ends in no whole column's name; names are told by their commas.
+    # A prefix or pattern is one; several names are told by their commas.
     columns = [name for name in mix.split(",") if name] if "," in mix or not mix else mix
-    return read_runs(path, where=where, mix=columns, target=target or LOSS, covariates=covariates)
+    return read_runs(
+        path,
+        join=join or (),
+        where=where,
+        mix=columns,
+        target=LOSS if not target else target[0] if len(target) == 1 else target,
+        covariates=covariates,
+    )
 
 
 def numbers(given: list[str] | None, option: str) -> dict[str, float]:

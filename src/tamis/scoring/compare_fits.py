@@ -60,12 +60,9 @@ def compare(runs: Runs, laws: Sequence[Mapping[str, Any]] = COMPARED) -> Compari
         title = f"{name}({', '.join(f'{k}={v}' for k, v in params.items())})" if params else name
         begin = time.perf_counter()
         try:
-            # Intervals of coefficients have no part in the comparison.
-            if name == "mixing_law":
-                params.setdefault("bootstrap", 0)
             fitted = law(name, **params).fit(runs)
         except UserError as error:
-            refused[title] = str(error)
+            refused[title] = str(error).removeprefix(f"{name}: ")
             continue
         seconds[title] = time.perf_counter() - begin
         for target in fitted.targets:

@@ -105,9 +105,9 @@ class Fit(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        field = cls.model_fields.get("law")
-        if field is not None and field.default:
-            LAWS[field.default] = cls
+        # A class that only inherits a law's name is no law of that name.
+        if "law" in cls.__dict__.get("__annotations__", {}) and cls.model_fields["law"].default:
+            LAWS[cls.model_fields["law"].default] = cls
 
     def least_runs(self, runs: Runs) -> int:
         """Different mixtures (or runs) that it takes: as many as it has parameters a target."""

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from tamis.scoring.cluster_intervals import spread
 from tamis.scoring.fits import LEVEL, Coefficient, Fit, Model, floats
 from tamis.scoring.lbfgs import Minima, huber, minimise
 from tamis.scoring.mixture_runs import Floats, Inputs, Ints, Runs
@@ -52,9 +53,6 @@ class ExponentialLaw(Fit):
         description="penalty on exponents that keeps those finite which the runs say nothing of; "
         "ours",
     )
-    bootstrap: int = Field(
-        default=200, ge=0, description="resamples for intervals of coefficients; 0 for none"
-    )
 
     def least_runs(self, runs: Runs) -> int:
         return 1 + self.components * len(runs.domains)
@@ -74,10 +72,11 @@ class ExponentialLaw(Fit):
         best = found.value.reshape(len(runs.targets), self.starts).argmin(axis=1)
         place = np.arange(len(runs.targets)) * self.starts + best
         constant, exponents = problem.unscaled(found.x[place], np.arange(len(runs.targets)))
-        drawn = np.zeros((0, len(runs.targets), 1 + exponents[0].size))
-        if evidence and self.bootstrap:
-            drawn = self._resampled(problem, found.x[place], runs, self.bootstrap, self.seed)
-        low, high = _bounds(constant, exponents, drawn)
+        values = pinned(constant, exponents)
+        low = high = np.full(values.shape, np.nan)
+        if evidence:
+            half = problem.half_widths(found.x[place], exponents, runs.groups())
+            low, high = _bounds(values, half, self.components)
         return MixingModel(
             runs.domains,
             runs.targets,
@@ -89,44 +88,32 @@ class ExponentialLaw(Fit):
         )
 
     def resampled(self, runs: Runs, model: Model, count: int, seed: int) -> list[Model]:
-        """As the bootstrap of `train`: all resamples at once, from the fitted law on."""
+        """All resamples at once, from the fitted law on."""
         assert isinstance(model, MixingModel)
         problem = _Problem(runs, self.components, self.delta, self.ridge)
-        best = problem.scaled(model.constant, model.exponents)
-        drawn = self._resampled(problem, best, runs, count, seed)
-        none = _bounds(model.constant, model.exponents, drawn[:0])
-        return [
-            MixingModel(
-                runs.domains,
-                runs.targets,
-                one[:, 0],
-                one[:, 1:].reshape(model.exponents.shape),
-                *none,
-            )
-            for one in drawn
-        ]
-
-    def _resampled(
-        self, problem: "_Problem", best: Floats, runs: Runs, count: int, seed: int
-    ) -> Floats:
-        """Constant and exponents of resamples: float64 [count, k, 1 + components * d]."""
         group = runs.groups()
-        draws = np.random.default_rng([seed, 1])
         groups = group.max() + 1
+        draws = np.random.default_rng([seed, 1])
         chosen = draws.multinomial(groups, np.full(groups, 1 / groups), size=count)
-        weights = chosen[:, group].astype(np.float64)
         targets = len(runs.targets)
         target = np.tile(np.arange(targets), count)
         found = problem.minimise(
-            np.tile(best, (count, 1)),
+            np.tile(problem.scaled(model.constant, model.exponents), (count, 1)),
             target,
-            weights=weights,
+            weights=chosen[:, group].astype(np.float64),
             resample=np.repeat(np.arange(count), targets),
             iterations=200,
         )
         constant, exponents = problem.unscaled(found.x, target)
-        flat = np.column_stack([constant, exponents.reshape(len(constant), -1)])
-        return flat.reshape(count, targets, -1)
+        none = np.full_like(model.low, np.nan)
+        return [
+            MixingModel(runs.domains, runs.targets, c, e, none, none)
+            for c, e in zip(
+                constant.reshape(count, targets),
+                exponents.reshape(count, *model.exponents.shape),
+                strict=True,
+            )
+        ]
 
     def restore(self, state: Mapping[str, Any]) -> "MixingModel":
         return MixingModel(
@@ -147,12 +134,13 @@ class MixingLaw(ExponentialLaw):
     whose own mixture is not known. Predictions are convex in the proportions, so that the best
     mixture is found for certain.
 
-    Intervals of coefficients are from a bootstrap over mixtures.
+    Intervals of coefficients hold for noise that depends on the mixture, and for several runs of
+    one (`cluster_intervals`).
     """
 
     law: Literal["mixing_law"] = "mixing_law"
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Ye et al. 2024, Data Mixing Laws, arXiv 2403.16952"
 
 
@@ -173,7 +161,7 @@ class NestedMixingLaw(ExponentialLaw):
         default=None, gt=0, description="size to predict for; the runs' own if not given"
     )
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Ye et al. 2024, Data Mixing Laws, arXiv 2403.16952, section 4"
 
     def prepared(self, runs: Runs) -> Runs:
@@ -258,22 +246,24 @@ def pinned(constant: Floats, exponents: Floats) -> Floats:
     """c, then k and t of every component, the t summing to 0: [..., 1 + components * (1 + d)]."""
     level = exponents.mean(axis=-1, keepdims=True)
     parts = np.concatenate([np.exp(level), exponents - level], axis=-1)
-    # Components have no order of their own: the largest k comes first.
-    order = np.argsort(-parts[..., 0], axis=-1, kind="stable")
-    parts = np.take_along_axis(parts, order[..., None], axis=-2)
+    parts = np.take_along_axis(parts, _order(exponents)[..., None], axis=-2)
     flat = parts.reshape(*constant.shape, -1)
     return np.concatenate([constant[..., None], flat], axis=-1)
 
 
-def _bounds(constant: Floats, exponents: Floats, drawn: Floats) -> tuple[Floats, Floats]:
-    """Bounds of what `pinned` gives, at `LEVEL`, from resampled constants and exponents."""
-    shape = pinned(constant, exponents).shape
-    if not len(drawn):
-        return np.full(shape, np.nan), np.full(shape, np.nan)
-    resampled = pinned(
-        drawn[..., 0], drawn[..., 1:].reshape(*drawn.shape[:2], *exponents.shape[1:])
-    )
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+def _order(exponents: Floats) -> Ints:
+    """Components have no order of their own: the largest k comes first."""
+    return np.argsort(-exponents.mean(axis=-1), axis=-1, kind="stable")
+
+
+def _bounds(values: Floats, half: Floats, components: int) -> tuple[Floats, Floats]:
+    """Bounds of what `pinned` gives, from half-widths of c, log k and t."""
+    low, high = values - half, values + half
+    width = (values.shape[1] - 1) // components
+    with np.errstate(over="ignore"):
+        for place in range(1, values.shape[1], width):  # k is positive, and so are its bounds
+            factor = np.exp(half[:, place])
+            low[:, place], high[:, place] = values[:, place] / factor, values[:, place] * factor
     return low, high
 
 
@@ -357,6 +347,34 @@ class _Problem:
             return loss.mean(axis=1) + ridge * (x[:, 1:] ** 2).sum(axis=1) / 2, gradient
 
         return minimise(objective, start, iterations=iterations)
+
+    def half_widths(self, x: Floats, exponents: Floats, group: Ints) -> Floats:
+        """Half-widths of c, log k and t in the order of `pinned`, at `LEVEL`, where searches ended:
+        float64 [k, 1 + components * (1 + d)].
+        """
+        width = self.triangle.shape[1]
+        found = np.empty((len(x), 1 + self.components * (1 + width)))
+        # Exponents by what is searched, then their mean and what they are beside it.
+        unscaled = np.linalg.inv(self.triangle)
+        mean = unscaled.mean(axis=0)
+        parts = np.concatenate([mean[None], unscaled - mean])
+        for target, at in enumerate(x):
+            powers = at[1:].reshape(self.components, width)
+            terms = np.exp(np.minimum(self.basis @ powers.T, _STEEPEST))
+            away = at[0] + terms.sum(axis=1) - self.losses[target]
+            score = huber(away, self.delta[target])[1]
+            inside = np.mean(np.abs(away) <= self.delta[target])
+            slopes = [terms[:, [place]] * self.basis for place in _order(exponents[target])]
+            contrast = np.zeros((found.shape[1], len(at)))
+            contrast[0, 0] = self.spread[target]
+            for place in range(self.components):
+                rows, columns = 1 + place * (1 + width), 1 + place * width
+                contrast[rows : rows + 1 + width, columns : columns + width] = parts
+            jacobian = np.concatenate([np.ones((len(away), 1)), *slopes], axis=1)
+            found[target] = spread(
+                jacobian, score / max(inside, 1 / len(away)), group, contrast
+            ).half_width(LEVEL)
+        return found
 
     def scaled(self, constant: Floats, exponents: Floats) -> Floats:
         """What `unscaled` was given to make these of all targets: [k, 1 + components * d]."""

@@ -16,12 +16,14 @@ Example:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from tamis.scoring.run_join import joined, listed
 from tamis.storage.errors import UserError
 from tamis.storage.files import digest_of
 from tamis.storage.mixture_plan import ROUNDING
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+#: A prefix or a pattern of columns' names, or several names and patterns; ``*`` stands for any.
+Columns = str | Sequence[str]
 
 #: Prefix of the columns that hold proportions, and of those that hold losses.
 MIX, LOSS = "mix_", "loss_"
@@ -142,7 +146,7 @@ def inputs_of(domains: Sequence[str], mixtures: npt.ArrayLike, **covariates: flo
             f"expected {len(domains)} proportions a mixture, found {shares.shape[1]}",
             mend=f"in the order of the domains: {', '.join(domains)}",
         )
-    shares, _ = _proportions(shares, tuple(domains))
+    shares, _ = _proportions(shares, tuple(domains), np.arange(1, len(shares) + 1))
     columns = {name: np.full(len(shares), float(value)) for name, value in covariates.items()}
     return Inputs(tuple(domains), shares, columns)
 
@@ -162,7 +166,7 @@ def covariate_inputs(**columns: npt.ArrayLike) -> Inputs:
 
 
 def read_table(path: str | Path) -> "DataFrame":
-    """A table of runs: Parquet, CSV, or JSON lines, by the file's ending.
+    """A table of runs: Parquet, CSV, TSV, or JSON lines, by the file's ending.
 
     Raises:
         UserError: if there is no such file, or it cannot be read as that.
@@ -172,7 +176,9 @@ def read_table(path: str | Path) -> "DataFrame":
     place = Path(path)
     readers: dict[str, Any] = {
         ".parquet": pl.read_parquet,
-        ".csv": pl.read_csv,
+        # All rows tell a column's type: the first hundred proportions may well be 0.
+        ".csv": partial(pl.read_csv, infer_schema_length=None),
+        ".tsv": partial(pl.read_csv, infer_schema_length=None, separator="\t"),
         ".jsonl": pl.read_ndjson,
         ".ndjson": pl.read_ndjson,
     }
@@ -191,47 +197,72 @@ def read_table(path: str | Path) -> "DataFrame":
     return table
 
 
-def read_runs(path: str | Path, *, where: str | None = None, **names: Any) -> Runs:
-    """Runs from a file; see `read_table` and `runs_of`.
+def read_runs(
+    path: str | Path,
+    *,
+    join: Sequence[str | Path] = (),
+    where: str | None = None,
+    mix: Columns = MIX,
+    target: Columns = LOSS,
+    covariates: Sequence[str] | None = None,
+) -> Runs:
+    """Runs from a file, or from several of the same runs; see `read_table` and `runs_of`.
 
     Args:
+        join: further tables, joined by all columns that they share with those before. Proportions
+            are then looked for in the first table only, and neither they nor losses among the
+            columns joined by.
         where: condition in SQL on the table's columns that runs must meet.
 
     Raises:
-        UserError: for what is wrong with the file, the condition or the numbers.
+        UserError: for what is wrong with a file, the condition or the numbers.
     """
     import polars as pl
 
-    table = read_table(path)
+    tables = [(Path(place).name, read_table(place)) for place in (path, *join)]
+    table, keys = joined(tables)
+    row = np.arange(1, len(table) + 1)
     if where is not None:
         try:
-            table = table.filter(pl.sql_expr(where))
+            kept = table.select(pl.sql_expr(where)).to_series().fill_null(False)
+            table, row = table.filter(kept), row[kept.to_numpy()]
         except pl.exceptions.PolarsError as error:
             said = str(error).splitlines()[0]
             raise UserError(f"{where!r}: {said}", where=str(path)) from error
         if not len(table):
             raise UserError(f"no run meets {where!r}", where=str(path))
-    return runs_of(table, where=str(path), **names)
+    try:
+        own = [name for name in tables[0][1].columns if name not in keys]
+        mixed = _columns(own, mix, "proportions", short=True)
+        other = [name for name in table.columns if name not in (*keys, *mixed)]
+        losses = _columns(other, target, "losses")
+        found = _checked(table, mixed, losses, covariates, row)
+    except UserError as error:
+        raise UserError(error.what, where=str(path), mend=error.mend) from None
+    if not join:
+        return found
+    others = " and ".join(name for name, _ in tables[1:])
+    note = f"{len(row):,} runs of {tables[0][0]}, joined with {others} by {', '.join(keys)}"
+    return replace(found, notes=(note, *found.notes))
 
 
 def runs_of(
     table: Any,
     *,
-    mix: str | Sequence[str] = MIX,
-    target: str | Sequence[str] = LOSS,
+    mix: Columns = MIX,
+    target: Columns = LOSS,
     covariates: Sequence[str] | None = None,
-    where: str = "",
 ) -> Runs:
     """Check a table of runs and take its columns apart.
 
     Args:
         table: polars, pandas or Arrow.
-        mix: prefix of the columns of proportions, which domains are called without, or the names
-            of the columns; none where laws read no proportions.
-        target: prefix or names of the columns of losses.
+        mix: the columns of proportions: a prefix, which domains are called without; a pattern, of
+            whose columns domains are called as what its ``*`` stands for; or names and patterns.
+            None where laws read no proportions.
+        target: prefix, pattern, or names of columns of losses, which keep their prefix.
         covariates: further columns of numbers to keep; those of `steps`, `size` and `tokens` that
             are there, if not given.
-        where: what to call the table in errors.
 
     Returns:
         The runs, their proportions divided by their sums where these were 1 but for rounding,
@@ -245,67 +276,87 @@ def runs_of(
     import polars as pl
 
     frame = table if isinstance(table, pl.DataFrame) else pl.DataFrame(table)
-    try:
-        return _checked(frame, mix, target, covariates)
-    except UserError as error:
-        if not where:
-            raise
-        raise UserError(error.what, where=where, mend=error.mend) from None
+    mixed = _columns(frame.columns, mix, "proportions", short=True)
+    losses = _columns([c for c in frame.columns if c not in mixed], target, "losses")
+    return _checked(frame, mixed, losses, covariates, np.arange(1, len(frame) + 1))
+
+
+def _columns(
+    there: Sequence[str], given: Columns, what: str, *, short: bool = False
+) -> dict[str, str]:
+    """Columns of a prefix, a pattern, or several names and patterns; with what they are called.
+
+    Args:
+        short: prefixes, and `MIX`, are no part of it.
+    """
+    found: dict[str, str] = {}
+    for entry in [given] if isinstance(given, str) else given:
+        if entry in there:
+            found[entry] = entry.removeprefix(MIX) if short else entry
+            continue
+        mend = f"there: {listed(there)}"
+        head, star, tail = entry.partition("*")
+        if not star and not isinstance(given, str):
+            raise UserError(f"no column {entry!r}", mend=mend)
+        hits = [
+            name
+            for name in there
+            if len(name) > len(head) + len(tail) and name.startswith(head) and name.endswith(tail)
+        ]
+        if not hits:
+            like = "is like" if star else "is or starts with"
+            raise UserError(f"no column of {what} {like} {entry!r}", mend=mend)
+        for name in hits:
+            found[name] = name[len(head) : len(name) - len(tail)] if star or short else name
+    called = list(found.values())
+    for name, own in found.items():
+        if called.count(own) > 1:
+            raise UserError(
+                f"{name!r} would be called {own!r}, as another column of {what} is",
+                mend="give a pattern that keeps them apart, or the columns' names",
+            )
+    return found
 
 
 def _checked(
     frame: "DataFrame",
-    mix: str | Sequence[str],
-    target: str | Sequence[str],
+    mixed: Mapping[str, str],
+    losses: Mapping[str, str],
     covariates: Sequence[str] | None,
+    row: Ints,
 ) -> Runs:
-    mixed = _columns(frame, mix, "proportions")
-    targets = _columns(frame, target, "losses")
+    """The runs of some columns; `row` is what number errors call each by."""
     if covariates is None:
         covariates = [name for name in COVARIATES if name in frame.columns]
+    for name in covariates:
+        if name not in frame.columns:
+            raise UserError(f"no column {name!r}", mend=f"there: {listed(frame.columns)}")
     if not len(frame):
         raise UserError("no runs", mend="the table has columns and no rows")
-    prefix = mix if isinstance(mix, str) else MIX
-    domains = tuple(name.removeprefix(prefix) for name in mixed)
-    shares = _numbers(frame, mixed)
-    losses = _numbers(frame, targets)
-    beside = {name: _numbers(frame, [name])[:, 0] for name in covariates}
+    domains, targets = tuple(mixed.values()), tuple(losses.values())
+    shares = _numbers(frame, list(mixed), row)
+    measured = _numbers(frame, list(losses), row)
+    beside = {name: _numbers(frame, [name], row)[:, 0] for name in covariates}
     notes: list[str] = []
     if mixed:
-        shares, notes = _proportions(shares, domains)
-        for place in np.flatnonzero(~shares.any(axis=0)):
-            raise UserError(
-                f"domain {domains[place]!r} is in no run: nothing can be said of it",
-                mend=f"leave out {mixed[place]!r}, or add runs that have it",
-            )
+        shares, notes = _proportions(shares, domains, row)
+        some = np.flatnonzero(shares.any(axis=0))
+        if len(some) < len(domains):
+            absent = [domains[place] for place in np.flatnonzero(~shares.any(axis=0))]
+            notes.append(f"left out, as no run has any of them: {listed(absent)}")
+            shares, domains = shares[:, some], tuple(domains[place] for place in some)
     if len(frame) > 1:
-        for place in np.flatnonzero(np.ptp(losses, axis=0) == 0):
+        for place in np.flatnonzero(np.ptp(measured, axis=0) == 0):
             raise UserError(
-                f"{targets[place]!r} is {losses[0, place]:g} in all {len(frame)} runs: nothing to "
-                "explain",
+                f"{targets[place]!r} is {measured[0, place]:g} in all {len(frame)} runs: nothing "
+                "to explain",
                 mend="leave it out of the targets",
             )
-    _no_twins(np.column_stack([shares, losses, *beside.values()]))
-    return Runs(domains, shares, beside, tuple(targets), losses, tuple(notes))
+    _no_twins(np.column_stack([shares, measured, *beside.values()]), row)
+    return Runs(domains, shares, beside, targets, measured, tuple(notes))
 
 
-def _columns(frame: "DataFrame", given: str | Sequence[str], what: str) -> list[str]:
-    """The columns of a prefix, or those named."""
-    if isinstance(given, str):
-        found = [name for name in frame.columns if name.startswith(given)]
-        if not found:
-            raise UserError(
-                f"no column of {what} starts with {given!r}",
-                mend=f"there: {', '.join(frame.columns)}",
-            )
-        return found
-    for name in given:
-        if name not in frame.columns:
-            raise UserError(f"no column {name!r}", mend=f"there: {', '.join(frame.columns)}")
-    return list(given)
-
-
-def _numbers(frame: "DataFrame", names: Sequence[str]) -> Floats:
+def _numbers(frame: "DataFrame", names: Sequence[str], row: Ints) -> Floats:
     """Columns as float64 [n, names]."""
     import polars as pl
 
@@ -313,32 +364,44 @@ def _numbers(frame: "DataFrame", names: Sequence[str]) -> Floats:
     for place, name in enumerate(names):
         column = frame[name]
         if not column.dtype.is_numeric():
+            words = (
+                column.is_not_null()
+                & column.cast(pl.String, strict=False).cast(pl.Float64, strict=False).is_null()
+            )
+            for at in np.flatnonzero(words.to_numpy()):
+                raise UserError(
+                    f"row {row[at]}: {name!r} is {column[int(at)]!r}, which is no number",
+                    mend="remove the run, or measure it",
+                )
             raise UserError(f"column {name!r} holds {column.dtype}, not numbers")
-        values = column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
-        for row in np.flatnonzero(~np.isfinite(values)):
+        numbers = column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        for at in np.flatnonzero(~np.isfinite(numbers)):
+            value = column[int(at)]
             raise UserError(
-                f"row {row + 1}: {name!r} is {column[int(row)]}",
+                f"row {row[at]}: {name!r} is {'missing' if value is None else value}",
                 mend="remove the run, or measure it",
             )
-        found[:, place] = values
+        found[:, place] = numbers
     return found
 
 
-def _proportions(shares: Floats, domains: tuple[str, ...]) -> tuple[Floats, list[str]]:
+def _proportions(shares: Floats, domains: tuple[str, ...], row: Ints) -> tuple[Floats, list[str]]:
     """Proportions that sum to 1, and what was done to them."""
-    for row, place in np.argwhere(~np.isfinite(shares) | (shares < 0)):
+    for at, place in np.argwhere(~np.isfinite(shares) | (shares < 0)):
         raise UserError(
-            f"row {row + 1}: the proportion of {domains[place]!r} is {shares[row, place]:g}",
+            f"row {row[at]}: the proportion of {domains[place]!r} is {shares[at, place]:g}",
             mend="proportions lie between 0 and 1",
         )
     total = shares.sum(axis=1)
-    for row in np.flatnonzero(np.abs(total - 1) > ROUNDING):
+    off = np.abs(total - 1) > ROUNDING
+    for at in np.flatnonzero(off):
         mend = f"expected 1 (within {ROUNDING:g})"
-        if abs(total[row] - 100) <= 100 * ROUNDING:
+        if abs(total[at] - 100) <= 100 * ROUNDING:
             mend += "; divide percentages by 100"
-        elif total[row] < 1:
+        elif total[at] < 1:
             mend += "; is a domain's column missing?"
-        raise UserError(f"row {row + 1}: the proportions sum to {total[row]:.6g}", mend=mend)
+        others = f", and those of {off.sum() - 1:,} more runs not to 1" if off.sum() > 1 else ""
+        raise UserError(f"row {row[at]}: the proportions sum to {total[at]:.6g}{others}", mend=mend)
     # What is off by a rounding of the sum itself is no news.
     off = np.abs(total - 1) > 1e-9
     notes = []
@@ -350,13 +413,13 @@ def _proportions(shares: Floats, domains: tuple[str, ...]) -> tuple[Floats, list
     return shares / total[:, None], notes
 
 
-def _no_twins(numbers: Floats) -> None:
+def _no_twins(numbers: Floats, row: Ints) -> None:
     """Raise if two rows are the same in everything."""
     _, first, group = np.unique(numbers, axis=0, return_index=True, return_inverse=True)
     again = np.flatnonzero(first[group.ravel()] != np.arange(len(numbers)))
-    for row in again:
-        twin = first[group.ravel()[row]]
+    for at in again:
+        twin = first[group.ravel()[at]]
         raise UserError(
-            f"rows {twin + 1} and {row + 1} are the same run",
+            f"rows {row[twin]} and {row[at]} are the same run",
             mend="remove one; a repeat with another seed has losses of its own",
         )
