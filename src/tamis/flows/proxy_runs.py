@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from pydantic import ValidationError
 
 from tamis.flows.processes import Processes
-from tamis.scoring.mixture_runs import LOSS, MIX, inputs_of, read_table
+from tamis.scoring.mixture_runs import LOSS, MIX, check_table_target, inputs_of, read_table
 from tamis.scoring.model_files import need_package
 from tamis.storage.errors import RunError, UserError
 from tamis.storage.files import (
@@ -165,7 +165,8 @@ def train_design(
         The runs, those of a mixture beside each other.
 
     Raises:
-        UserError: if the design has a domain that the tokens lack, or sees one too often.
+        UserError: if the design has a domain that the tokens lack, or sees one too often, or if
+            what is there already is no table of runs.
         RunError: if a run's loss is no number any more.
     """
     need_package("torch", "training proxies", "models")
@@ -175,6 +176,9 @@ def train_design(
     target = local_folder(out)
     if target.suffix != ".parquet":
         raise UserError("the runs table is Parquet", where=str(out), mend="name it RUNS.parquet")
+    curved = target.with_suffix(".curve.parquet")
+    for path in (target, curved) if any(one.curve for one in settings) else (target,):
+        check_table_target(path)
     _check(opened, design, settings)
     folder = target.with_suffix(".runs")
     jobs = [_job(opened, plan, one, folder) for plan in design.plans for one in settings]
@@ -190,7 +194,7 @@ def train_design(
         with whole_file(target) as temporary:
             table.write_parquet(temporary)
         if curve is not None:
-            with whole_file(target.with_suffix(".curve.parquet")) as temporary:
+            with whole_file(curved) as temporary:
                 curve.write_parquet(temporary)
     return table
 
