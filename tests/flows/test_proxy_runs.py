@@ -102,7 +102,7 @@ def test_what_is_no_design_is_refused(tokens: TokenShards, tmp_path: Path) -> No
         train_design(tokens.folder, read_design(web), tmp_path / "r.parquet", one)
     often = design(tmp_path / "often.parquet", mix_up=[1.0])
     many = [one[0].model_copy(update={"steps": 200})]
-    with pytest.raises(UserError, match=r"run 0 of the design: domain 'up' would be seen 9\.2"):
+    with pytest.raises(UserError, match=r"run 0 of the design: domain 'up' would be seen 9\.14"):
         train_design(tokens.folder, read_design(often), tmp_path / "r.parquet", many)
     with pytest.raises(UserError, match="is Parquet"):
         train_design(tokens.folder, read_design(often), tmp_path / "r.csv", one)

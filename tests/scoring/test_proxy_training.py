@@ -2,16 +2,18 @@
 
 import math
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tamis.scoring.proxy_training import (
     ProxySettings,
     Windows,
+    check_run,
     domain_order,
     drawn_windows,
     train_proxy,
@@ -106,11 +108,48 @@ def test_a_run_again_is_the_same_to_the_bit(tokens: TokenShards, precision: str)
     assert other.losses != first.losses
 
 
+@given(
+    there=st.integers(50, 3000),
+    part=st.floats(0.01, 1),
+    share=st.floats(0.05, 0.95),
+    epochs=st.floats(1, 5),
+)
+def test_a_mixture_at_the_limit_is_allowed(
+    there: int, part: float, share: float, epochs: float
+) -> None:
+    settings = ProxySettings(**SMALL, epochs=epochs, steps=1)
+    limit = epochs * there / settings.context
+    steps = math.floor(limit / part / settings.batch)
+    assume(steps > 0)
+    settings = settings.model_copy(update={"steps": steps})
+    most = min(1.0, limit / settings.sequences)
+    whole = {"up": most, "down": 1 - most}
+    tokens = _Tokens({"up": there, "down": 10**9})
+    for plan in (
+        MixturePlan.of(whole),
+        MixturePlan.of(whole, whole, whole, shares=(share, 1, share)),
+    ):
+        check_run(cast(TokenShards, tokens), plan, settings)
+
+
+class _Tokens:
+    """Numbers of tokens, as a run is checked against them."""
+
+    def __init__(self, there: dict[str, int]) -> None:
+        self.there, self.domains, self.folder = there, tuple(there), Path("tokens")
+
+    def train_tokens(self, domain: str) -> int:
+        return self.there[domain]
+
+    def read(self, domain: str, split: str) -> range:
+        return range(self.there[domain])
+
+
 def test_what_cannot_be_trained_is_refused(tokens: TokenShards, tmp_path: Path) -> None:
     settings = ProxySettings(**SMALL, steps=100)
     with pytest.raises(UserError, match=r"'web', which the tokens lack; there: down, noise, up"):
         train_proxy(tokens, {"web": 1.0}, settings)
-    with pytest.raises(UserError, match=r"'up' would be seen 4\.60 times.*--epochs"):
+    with pytest.raises(UserError, match=r"'up' would be seen 4\.57 times.*--epochs"):
         train_proxy(tokens, {"up": 1.0}, settings)
     short = write_tokens(tmp_path / "t", {"up": np.arange(8)})
     with pytest.raises(UserError, match=r"'up' has 8 tokens \(train\), fewer than a window of 8"):
