@@ -14,7 +14,7 @@ from tamis.scoring.proxy_training import (
     ProxySettings,
     Windows,
     check_run,
-    domain_order,
+    sequence_domains,
     drawn_windows,
     train_proxy,
 )
@@ -44,7 +44,7 @@ def test_domains_are_drawn_within_one_sequence_of_their_proportions(
     parts: list[int], sequences: int
 ) -> None:
     whole = {f"d{i}": part / sum(parts) for i, part in enumerate(parts)}
-    order, names = domain_order(MixturePlan.of(whole), sequences)
+    order, names = sequence_domains(MixturePlan.of(whole), sequences)
     drawn = np.cumsum(order[:, None] == np.arange(len(names)), axis=0)
     wanted = np.arange(1, sequences + 1)[:, None] * [whole[name] for name in names]
     assert len(order) == sequences
@@ -54,12 +54,12 @@ def test_domains_are_drawn_within_one_sequence_of_their_proportions(
 
 def test_phases_follow_one_another() -> None:
     plan = MixturePlan.of({"a": 1.0, "b": 0.0}, {"a": 0.25, "b": 0.75}, shares=(1, 3))
-    order, names = domain_order(plan, 40)
+    order, names = sequence_domains(plan, 40)
     assert names == ("a", "b")
     assert order[:10].sum() == 0
     assert order[10:].sum() == 22 or order[10:].sum() == 23
     turned = MixturePlan.of({"b": 0.0, "a": 1.0}, {"b": 0.75, "a": 0.25}, shares=(1, 3))
-    assert np.array_equal(domain_order(turned, 40)[0], order)
+    assert np.array_equal(sequence_domains(turned, 40)[0], order)
 
 
 def test_windows_come_once_an_epoch_and_do_not_overlap() -> None:

@@ -71,7 +71,7 @@ class TrainProxy(Task):
         return str(path)
 
 
-class Design(NamedTuple):
+class ProxyDesign(NamedTuple):
     """Mixtures to train on.
 
     Attributes:
@@ -106,7 +106,7 @@ def proxy_settings(size: str = "tiny", **given: Any) -> "ProxySettings":
         ) from None
 
 
-def read_design(path: str | Path) -> Design:
+def read_design(path: str | Path) -> ProxyDesign:
     """A design table, with a column ``mix_<domain>`` a domain, or one mixture file (JSON).
 
     Raises:
@@ -117,7 +117,7 @@ def read_design(path: str | Path) -> Design:
     if str(path).endswith(".json"):
         plan = load_plan(path)
         shares = {f"{MIX}{name}": [share] for name, share in plan.over_all().items()}
-        return Design(pl.DataFrame({"run": [0], **shares}), [plan])
+        return ProxyDesign(pl.DataFrame({"run": [0], **shares}), [plan])
     table = read_table(path)
     mixed = [name for name in table.columns if name.startswith(MIX)]
     if not mixed or not len(table):
@@ -138,12 +138,12 @@ def read_design(path: str | Path) -> Design:
     if "run" not in table.columns:
         table = table.with_row_index("run").with_columns(pl.col("run").cast(pl.Int64))
     kept = [n for n in table.columns if not n.startswith((LOSS, "epochs_")) and n not in _OWN]
-    return Design(table.select(kept), plans)
+    return ProxyDesign(table.select(kept), plans)
 
 
 def train_design(
     tokens: str | Path,
-    design: Design,
+    design: ProxyDesign,
     out: str | Path,
     settings: Sequence["ProxySettings"],
     *,
@@ -199,7 +199,7 @@ def train_design(
     return table
 
 
-def _check(opened: TokenShards, design: Design, settings: Sequence["ProxySettings"]) -> None:
+def _check(opened: TokenShards, design: ProxyDesign, settings: Sequence["ProxySettings"]) -> None:
     """Raise if a run cannot be trained, before the first is."""
     from tamis.scoring.proxy_training import check_run
 

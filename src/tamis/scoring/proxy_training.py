@@ -180,7 +180,7 @@ def check_run(tokens: TokenShards, plan: MixturePlan, settings: ProxySettings) -
                 where=str(tokens.folder),
                 mend=f"there: {', '.join(tokens.domains)}; tokenise it, or leave it out",
             )
-    order, names = domain_order(plan, settings.sequences)
+    order, names = sequence_domains(plan, settings.sequences)
     windows = {name: Windows(tokens.read(name, "train"), settings.context, name) for name in names}
     counts = np.bincount(order, minlength=len(names)).tolist()
     drawn = dict(zip(names, counts, strict=True))
@@ -248,7 +248,7 @@ def drawn_windows(count: int, wanted: int, seed: int, name: str) -> Int64s:
     return np.concatenate([random.permutation(count) for _ in range(epochs)])[:wanted]
 
 
-def domain_order(plan: MixturePlan, sequences: int) -> tuple[Int64s, tuple[str, ...]]:
+def sequence_domains(plan: MixturePlan, sequences: int) -> tuple[Int64s, tuple[str, ...]]:
     """The domain of every sequence of a run.
 
     In every phase, after any number of its sequences, a domain has been drawn within one of its
@@ -258,7 +258,7 @@ def domain_order(plan: MixturePlan, sequences: int) -> tuple[Int64s, tuple[str, 
         int64 [sequences], places among the names, and the names of the plan's domains, sorted.
 
     Example:
-        >>> order, names = domain_order(MixturePlan.of({"web": 0.75, "code": 0.25}), 8)
+        >>> order, names = sequence_domains(MixturePlan.of({"web": 0.75, "code": 0.25}), 8)
         >>> [names[place] for place in order]
         ['web', 'code', 'web', 'web', 'web', 'code', 'web', 'web']
     """
