@@ -634,6 +634,8 @@ def test_why_and_what_if_tell_how_often(tmp_path: Path) -> None:
     found = tamis.what_if(result, {"mixture_draw.rows": 4})
     assert (found.before["written"], found.after["written"]) == (15, 4)
     assert (found.before["rows"], found.after["rows"]) == (10, 4)
+    assert found.before["characters"] == 15 * len("text of row 0")  # as often as they are written
+    assert found.after["characters"] == 4 * len("text of row 0")
 
 
 def test_the_commands(tmp_path: Path) -> None:
