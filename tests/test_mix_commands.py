@@ -69,7 +69,9 @@ def test_from_runs_to_the_best_mixture(runs_file: Path, tmp_path: Path) -> None:
     assert found["mixture"]["code"] == pytest.approx(0.5)
     assert found["binding"] == {"code": "ceiling"}
     assert found["natural"]["objective"] > found["objective"]
-    said = tamis("mix", "optimise", out, "--target", "loss_code")
+    said = tamis("mix", "optimise", out, "--target", "loss_code", "--out", tmp_path / "m.json")
+    written = json.loads((tmp_path / "m.json").read_text())["phases"][0]["mixture"].values()
+    assert all(share == 0 or share > 1e-9 for share in written)
     assert "as good within the error" in said
     front = json.loads(tamis("mix", "optimise", out, "--front", "--json"))
     assert len(front) > 5

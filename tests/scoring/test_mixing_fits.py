@@ -170,6 +170,16 @@ def test_domains_that_cannot_be_told_apart() -> None:
         MixingLaw().fit(twins)
 
 
+def test_a_domain_of_one_run_does_not_stop_the_fit() -> None:
+    """Where that run is held out, the domain counts as one like the others."""
+    runs, _, _ = made_runs(60, noise=0.01)
+    shares = np.column_stack([runs.mixtures, np.zeros(60)])
+    shares[7] = [*shares[7, :-1] * 0.8, 0.2]
+    rare = Runs((*runs.domains, "rare"), shares, {}, runs.targets, runs.losses)
+    error = MixingLaw(starts=2).fit(rare).evidence["held_out"][runs.targets[0]]["rmse"]
+    assert error < 0.1 * runs.losses.std()
+
+
 def test_too_few_runs() -> None:
     runs, _, _ = made_runs(5, domains=4)
     with pytest.raises(

@@ -176,7 +176,7 @@ def test_what_an_infeasible_supply_is_told_to_do_mends_it() -> None:
 
 
 def test_targets_and_weights_that_do_not_fit(smooth: Fitted) -> None:
-    with pytest.raises(UserError, match="no target 'loss_law'; there: loss_code, loss_web"):
+    with pytest.raises(UserError, match="no target 'loss_law'; there: 'loss_code', 'loss_web'"):
         optimise(smooth, "loss_law")
     with pytest.raises(UserError, match="all targets weigh 0"):
         optimise(smooth, {"loss_code": 0.0})

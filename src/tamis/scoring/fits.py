@@ -9,6 +9,7 @@ coefficients, the runs' digest, held-out residuals, versions. Nothing in it runs
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -106,7 +107,7 @@ class Fit(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         # A class that only inherits a law's name is no law of that name.
-        if "law" in cls.__dict__.get("__annotations__", {}) and cls.model_fields["law"].default:
+        if "law" in get_annotations(cls) and cls.model_fields["law"].default:
             LAWS[cls.model_fields["law"].default] = cls
 
     def least_runs(self, runs: Runs) -> int:

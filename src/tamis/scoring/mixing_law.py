@@ -63,7 +63,7 @@ class ExponentialLaw(Fit):
         return runs
 
     def train(self, runs: Runs, *, evidence: bool = True) -> "MixingModel":
-        problem = _Problem(runs, self.components, self.delta, self.ridge)
+        problem = _Problem(runs, self.components, self.delta, self.ridge, partial=not evidence)
         # All starts reach least squares first: Huber's loss is flat-sided far from the runs.
         starts = problem.starts(self.starts, self.seed)
         target = np.repeat(np.arange(len(runs.targets)), self.starts)
@@ -274,20 +274,27 @@ class _Problem:
     an orthonormal basis of the proportions.
     """
 
-    def __init__(self, runs: Runs, components: int, delta: float, ridge: float) -> None:
+    def __init__(
+        self, runs: Runs, components: int, delta: float, ridge: float, *, partial: bool = False
+    ) -> None:
         self.components, self.ridge = components, ridge
         self.centre = runs.losses.mean(axis=0)
         self.spread = np.maximum(runs.losses.std(axis=0), 1e-300)
         self.losses = ((runs.losses - self.centre) / self.spread).T.copy()
         self.delta = delta / self.spread
-        basis, self.triangle = np.linalg.qr(runs.mixtures)
+        # Where a part of the runs is held out, the rest may lack a rare domain. It then counts as
+        # one like the mean of the others.
+        self.there = np.flatnonzero(runs.mixtures.any(axis=0) | (not partial))
+        self.domains = len(runs.domains)
+        basis, self.triangle = np.linalg.qr(runs.mixtures[:, self.there])
         self.basis = basis * np.sqrt(len(runs))
         self.triangle = self.triangle / np.sqrt(len(runs))
         pivots = np.abs(np.diag(self.triangle))
         for place in np.flatnonzero(pivots < 1e-9 * max(1e-300, pivots.max())):
             raise UserError(
-                f"the proportion of {runs.domains[place]!r} follows from the others in these runs: "
-                "its effect cannot be told from theirs",
+                f"the proportion of {runs.domains[self.there[place]]!r} follows from the others "
+                f"{'where a part of the runs is held out' if partial else 'in these runs'}: its "
+                "effect cannot be told from theirs",
                 mend="leave the domain out and add its share to one of them, or add runs",
             )
 
@@ -391,4 +398,9 @@ class _Problem:
         # In the order of memory that a saved fit comes back in: sums depend on it.
         exponents = np.ascontiguousarray(exponents).reshape(rotated.shape)
         exponents = exponents + np.log(spread)[:, None, None]
+        if len(self.there) < self.domains:
+            known = exponents
+            exponents = np.empty((*known.shape[:2], self.domains))
+            exponents[:] = known.mean(axis=2, keepdims=True)
+            exponents[:, :, self.there] = known
         return self.centre[target] + spread * x[:, 0], exponents

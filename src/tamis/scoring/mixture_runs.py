@@ -257,7 +257,7 @@ def read_runs(
         if not len(table):
             raise UserError(f"no run meets {where!r}", where=str(path))
     try:
-        own = [name for name in tables[0][1].columns if name not in keys]
+        own = [name for name in tables[0][1].columns if name in table.columns and name not in keys]
         mixed = _columns(own, mix, "proportions", short=True)
         other = [name for name in table.columns if name not in (*keys, *mixed)]
         losses = _columns(other, target, "losses")
@@ -425,6 +425,7 @@ def _proportions(shares: Floats, domains: tuple[str, ...], row: Ints) -> tuple[F
             mend += "; divide percentages by 100"
         elif total[at] < 1:
             mend += "; is a domain's column missing?"
+        mend += "; `--where` leaves runs out"
         others = f", and those of {off.sum() - 1:,} more runs not to 1" if off.sum() > 1 else ""
         raise UserError(f"row {row[at]}: the proportions sum to {total[at]:.6g}{others}", mend=mend)
     # What is off by a rounding of the sum itself is no news.

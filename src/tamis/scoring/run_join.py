@@ -37,6 +37,9 @@ def joined(tables: "Sequence[tuple[str, DataFrame]]") -> "tuple[DataFrame, list[
     keys: list[str] = []
     for other_name, other in others:
         shared = [column for column in table.columns if column in other.columns]
+        if "" in shared and len(shared) > 1:  # a number of the row, as pandas writes it
+            table, other = table.drop(""), other.drop("")
+            shared.remove("")
         if not shared:
             raise UserError(
                 f"{name} and {other_name} have no column in common to join by",
@@ -113,9 +116,7 @@ def _paired(
 
 
 def _named(keys: Sequence[str], values: Sequence[object]) -> str:
-    return ", ".join(
-        f"{key or 'unnamed column'} {value}" for key, value in zip(keys, values, strict=True)
-    )
+    return ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True))
 
 
 def listed(columns: Sequence[str], most: int = 12) -> str:

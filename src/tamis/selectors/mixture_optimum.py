@@ -16,6 +16,7 @@ import numpy.typing as npt
 from tamis.scoring.fits import LEVEL, Fitted, Prediction
 from tamis.scoring.mixture_runs import Floats, Inputs
 from tamis.scoring.model_files import need_package
+from tamis.scoring.run_join import listed
 from tamis.selectors.mixture_constraints import MixtureLimits, project
 from tamis.storage.errors import UserError
 
@@ -29,6 +30,8 @@ _RANGE_DRAWS = 4096
 #: A proportion this far outside those that runs had counts as theirs (ours: runs drawn from a
 #: Dirichlet distribution come near 0 and never reach it).
 _NEAR = 0.01
+#: Proportions below are none.
+_NOTHING = 1e-9
 #: How many of the best draws are improved, and the shares moved, coarse to fine. On RegMix's runs
 #: twice the draws gain nothing, and four times as many improved 0.0005 of the loss.
 _IMPROVED = 6
@@ -127,6 +130,9 @@ def optimise(
         mixture = problem.regmix(seed)
     else:
         mixture = problem.search(seed)
+    # A search by gradients leaves roundings of 0.
+    mixture = np.where((mixture < _NOTHING) & (problem.low < _NOTHING), 0.0, mixture)
+    mixture = mixture / mixture.sum()
     objective = float(problem.value(mixture[None])[0])
     reach = problem.ranges(mixture, objective, seed) if ranges else {}
     return problem.optimum(mixture, objective, reach, level)
@@ -473,7 +479,7 @@ def weights_of(fitted: Fitted, given: "Mapping[str, float] | str | None") -> Flo
     for target, weight in given.items():
         if target not in fitted.targets:
             raise UserError(
-                f"the fit has no target {target!r}", mend=f"there: {', '.join(fitted.targets)}"
+                f"the fit has no target {target!r}", mend=f"there: {listed(fitted.targets)}"
             )
         if not 0 <= weight < np.inf:
             raise UserError(f"weight of {target!r}: expected 0 or more, found {weight:g}")
