@@ -172,8 +172,7 @@ def trained(
     """Runs of every mixture with every seed."""
     table, out = given.work / f"{name}-design.parquet", given.work / f"{name}-runs.parquet"
     mixtures.write_parquet(table)
-    # A window's rounding may take a mixture at the limit a little beyond it.
-    flags = ["--steps", steps, "--epochs", 1.05 * given.epochs, "--workers", given.workers]
+    flags = ["--steps", steps, "--epochs", given.epochs, "--workers", given.workers]
     flags += [f"--{key}={getattr(given, key)}" for key in ("batch", "context", "rate")]
     flags += [f"--param={key}={getattr(given, key)}" for key in ("width", "layers")]
     flags += [f"--seed={seed}" for seed in seeds]

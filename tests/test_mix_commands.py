@@ -142,6 +142,8 @@ def test_a_corpus_becomes_tokens_and_a_design_may_not_be_overwritten(tmp_path: P
     assert list(told["domains"]) == ["code", "web"]
     assert told["vocabulary"] <= 280
     assert "tokens to train" in tamis("mix", "tokenise", tmp_path / "corpus.jsonl", out, *flags)
+    arguments = ["mix", "tokenise", "IN", "OUT", "--seed", str(2**32)]
+    assert CliRunner().invoke(app, arguments).exit_code == 2
     design = tmp_path / "design.parquet"
     pl.DataFrame({"mix_code": [0.5], "mix_web": [0.5]}).write_parquet(design)
     with pytest.raises(UserError, match="take the design's place"):

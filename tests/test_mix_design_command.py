@@ -129,3 +129,19 @@ def test_what_does_not_go_with_a_fit(fitted_file: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=what):
             tamis("mix", "design", out, *arguments)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["corpus.parquet", "corpus.csv", "corpus.jsonl"])
+def test_what_is_no_table_of_runs_is_not_replaced(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    corpus = pl.DataFrame({"text": ["a", "b"]})
+    {".parquet": corpus.write_parquet, ".csv": corpus.write_csv, ".jsonl": corpus.write_ndjson}[
+        path.suffix
+    ](path)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=f"{name}: .*no table of runs"):
+        tamis("mix", "design", path, "--prior", "web=1", "--prior", "law=1")
+    assert path.read_bytes() == before
+    path.unlink()
+    for seed in (1, 2):
+        tamis("mix", "design", path, "--prior", "web=1", "--prior", "law=1", "--seed", seed)

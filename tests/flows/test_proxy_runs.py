@@ -102,10 +102,17 @@ def test_what_is_no_design_is_refused(tokens: TokenShards, tmp_path: Path) -> No
         train_design(tokens.folder, read_design(web), tmp_path / "r.parquet", one)
     often = design(tmp_path / "often.parquet", mix_up=[1.0])
     many = [one[0].model_copy(update={"steps": 200})]
-    with pytest.raises(UserError, match=r"run 0 of the design: domain 'up' would be seen 9\.2"):
+    with pytest.raises(UserError, match=r"run 0 of the design: domain 'up' would be seen 9\.14"):
         train_design(tokens.folder, read_design(often), tmp_path / "r.parquet", many)
     with pytest.raises(UserError, match="is Parquet"):
         train_design(tokens.folder, read_design(often), tmp_path / "r.csv", one)
+    corpus = design(tmp_path / "corpus.parquet", text=[1.0])
+    (tmp_path / "r.curve.parquet").write_text("no table")
+    curved = [one[0].model_copy(update={"curve": 2})]
+    for path, given in ((corpus, one), (tmp_path / "r.parquet", curved)):
+        with pytest.raises(UserError, match="there already and no table of runs"):
+            train_design(tokens.folder, read_design(often), path, given)
+    assert pl.read_parquet(corpus).columns == ["text"]
     for columns, message in (
         ({"run": [0.0]}, "no column starts with 'mix_'"),
         ({"mix_up": [0.5], "mix_down": [0.4]}, "row 1: the proportions sum to 0.9"),

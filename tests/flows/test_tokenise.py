@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tamis.commands.recipes import recipe_for
+from tamis.flows import tokenise as flow
 from tamis.flows.tokenise import tokenise
 from tamis.recipe import Recipe, with_changes
 from tamis.scoring import token_encoding
@@ -100,6 +101,20 @@ def test_bytes_depend_on_neither_order_nor_sharding(plain: TokenShards, tmp_path
     assert found.digest == plain.digest
 
 
+def test_nothing_of_it_stays_in_the_workspace(plain: TokenShards) -> None:
+    work = plain.folder.parent / "work"
+    assert (work / "ids").is_dir()
+    assert not (work / "tokens").exists()
+    assert not list(work.rglob("*tokenizer*"))
+
+
+def test_memory_of_its_own_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of(written(tmp_path, corpus()), tmp_path / "work", memory=4 << 30)
+    monkeypatch.setattr(flow, "ROW_BYTES", 1 << 30)
+    with pytest.raises(UserError, match=r"may need 2\d\d GB of memory for 240 rows"):
+        tokenise(recipe, tmp_path / "tokens", vocabulary=300)
+
+
 def test_what_is_there_is_not_done_again(plain: TokenShards, tmp_path: Path) -> None:
     home = plain.folder.parent
     before = (plain.folder / "tokens.json").stat().st_ino
@@ -115,6 +130,18 @@ def test_what_is_there_is_not_done_again(plain: TokenShards, tmp_path: Path) -> 
     assert np.array_equal(other.read("web", "train"), plain.read("web", "train"))
     assert other.manifest.left_out == {"other domains": 160}
     assert not list(tmp_path.glob(".tokens*"))
+
+
+@pytest.mark.parametrize("broken", ["train-0001.npy", "tokens.json"])
+def test_a_broken_folder_is_written_anew(plain: TokenShards, tmp_path: Path, broken: str) -> None:
+    home, copied = plain.folder.parent, tmp_path / "tokens"
+    shutil.copytree(plain.folder, copied)
+    (copied / broken).write_bytes((copied / broken).read_bytes()[:-40])
+    recipe = recipe_of(home / "corpus.parquet", tmp_path / "work")
+    assert contents(tokenise(recipe, copied, vocabulary=300, validation=0.3)) == contents(plain)
+    (copied / "tokens.json").unlink()
+    with pytest.raises(UserError, match="which is no file of tokens"):
+        tokenise(recipe, copied, vocabulary=300, validation=0.3)
 
 
 def test_rows_that_have_no_tokens_are_left_out_and_told(plain: TokenShards, tmp_path: Path) -> None:
@@ -143,6 +170,9 @@ def test_what_cannot_be_tokenised_is_refused(plain: TokenShards, tmp_path: Path)
     own = plain.folder / "tokenizer.json"
     with pytest.raises(UserError, match=r"too few tokens to measure on: .*'code' has 0, .*--only"):
         tokenise(recipe, tmp_path / "tokens", tokenizer=own, validation=0.05)
+    for most in (1, 0.9999):
+        with pytest.raises(UserError, match=r"too few documents to train on: .*'code' has 0, "):
+            tokenise(recipe, tmp_path / "tokens", validation=most)
     with pytest.raises(
         UserError, match=r"no row has the domain 'law'; there: books/old, code, web"
     ):
@@ -155,6 +185,9 @@ def test_what_cannot_be_tokenised_is_refused(plain: TokenShards, tmp_path: Path)
         tokenise(recipe, tmp_path / "mine", tokenizer=own)
     with pytest.raises(UserError, match="lie on this machine only"):
         tokenise(recipe, "s3://bucket/tokens", tokenizer=own)
+    far = recipe.model_copy(update={"workspace": "memory://tokens.tamis"})
+    with pytest.raises(UserError, match=r"memory://tokens\.tamis: .*lie on this machine only"):
+        tokenise(far, tmp_path / "tokens")
     with pytest.raises(UserError, match="no tokens here"):
         TokenShards.open(tmp_path)
     broken = shutil.copytree(plain.folder, tmp_path / "broken")

@@ -2,18 +2,20 @@
 
 import math
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tamis.scoring.proxy_training import (
     ProxySettings,
     Windows,
-    domain_order,
+    check_run,
     drawn_windows,
+    sequence_domains,
     train_proxy,
 )
 from tamis.storage.errors import RunError, UserError
@@ -42,7 +44,7 @@ def test_domains_are_drawn_within_one_sequence_of_their_proportions(
     parts: list[int], sequences: int
 ) -> None:
     whole = {f"d{i}": part / sum(parts) for i, part in enumerate(parts)}
-    order, names = domain_order(MixturePlan.of(whole), sequences)
+    order, names = sequence_domains(MixturePlan.of(whole), sequences)
     drawn = np.cumsum(order[:, None] == np.arange(len(names)), axis=0)
     wanted = np.arange(1, sequences + 1)[:, None] * [whole[name] for name in names]
     assert len(order) == sequences
@@ -52,12 +54,12 @@ def test_domains_are_drawn_within_one_sequence_of_their_proportions(
 
 def test_phases_follow_one_another() -> None:
     plan = MixturePlan.of({"a": 1.0, "b": 0.0}, {"a": 0.25, "b": 0.75}, shares=(1, 3))
-    order, names = domain_order(plan, 40)
+    order, names = sequence_domains(plan, 40)
     assert names == ("a", "b")
     assert order[:10].sum() == 0
     assert order[10:].sum() == 22 or order[10:].sum() == 23
     turned = MixturePlan.of({"b": 0.0, "a": 1.0}, {"b": 0.75, "a": 0.25}, shares=(1, 3))
-    assert np.array_equal(domain_order(turned, 40)[0], order)
+    assert np.array_equal(sequence_domains(turned, 40)[0], order)
 
 
 def test_windows_come_once_an_epoch_and_do_not_overlap() -> None:
@@ -106,11 +108,48 @@ def test_a_run_again_is_the_same_to_the_bit(tokens: TokenShards, precision: str)
     assert other.losses != first.losses
 
 
+@given(
+    there=st.integers(50, 3000),
+    part=st.floats(0.01, 1),
+    share=st.floats(0.05, 0.95),
+    epochs=st.floats(1, 5),
+)
+def test_a_mixture_at_the_limit_is_allowed(
+    there: int, part: float, share: float, epochs: float
+) -> None:
+    settings = ProxySettings(**SMALL, epochs=epochs, steps=1)
+    limit = epochs * there / settings.context
+    steps = math.floor(limit / part / settings.batch)
+    assume(steps > 0)
+    settings = settings.model_copy(update={"steps": steps})
+    most = min(1.0, limit / settings.sequences)
+    whole = {"up": most, "down": 1 - most}
+    tokens = _Tokens({"up": there, "down": 10**9})
+    for plan in (
+        MixturePlan.of(whole),
+        MixturePlan.of(whole, whole, whole, shares=(share, 1, share)),
+    ):
+        check_run(cast(TokenShards, tokens), plan, settings)
+
+
+class _Tokens:
+    """Numbers of tokens, as a run is checked against them."""
+
+    def __init__(self, there: dict[str, int]) -> None:
+        self.there, self.domains, self.folder = there, tuple(there), Path("tokens")
+
+    def train_tokens(self, domain: str) -> int:
+        return self.there[domain]
+
+    def read(self, domain: str, split: str) -> range:
+        return range(self.there[domain])
+
+
 def test_what_cannot_be_trained_is_refused(tokens: TokenShards, tmp_path: Path) -> None:
     settings = ProxySettings(**SMALL, steps=100)
     with pytest.raises(UserError, match=r"'web', which the tokens lack; there: down, noise, up"):
         train_proxy(tokens, {"web": 1.0}, settings)
-    with pytest.raises(UserError, match=r"'up' would be seen 4\.60 times.*--epochs"):
+    with pytest.raises(UserError, match=r"'up' would be seen 4\.57 times.*--epochs"):
         train_proxy(tokens, {"up": 1.0}, settings)
     short = write_tokens(tmp_path / "t", {"up": np.arange(8)})
     with pytest.raises(UserError, match=r"'up' has 8 tokens \(train\), fewer than a window of 8"):

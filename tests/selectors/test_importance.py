@@ -117,3 +117,13 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
         tmp_path, corpus.slice(0, 1), stage(tmp_path, target, "importance_weight"), add=ADD
     )
     assert weights.rows["importance_weight"].to_list() == [1.0]
+
+
+def test_scores_without_their_report_are_computed_again(tmp_path: Path) -> None:
+    corpus, target = blobs([30, 30]), blobs([5, 15], seed=7)
+    weigh = stage(tmp_path, target, "importance_weight", k=2)
+    first = run(tmp_path, corpus, weigh).report
+    (told,) = tmp_path.rglob("importance_weight/report-*.json")
+    told.unlink()  # as in a workspace of a release that did not write one
+    assert run(tmp_path, corpus, weigh).report == first
+    assert first["report"]["clusters"] == 2

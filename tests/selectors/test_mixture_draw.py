@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 from typer.testing import CliRunner
 
 import tamis
@@ -240,7 +242,7 @@ class Rows:
 
 def passes(rows: Rows, **draw: Any) -> list[list[int]]:
     stage = MixtureDraw.model_validate({"by": "size", "seed": 3, **draw})
-    batches = list(stage.compute(rows))  # type: ignore[arg-type]
+    batches, _ = stage.evaluate(rows)  # type: ignore[arg-type]
     return [found for batch in batches for found in batch["mixture_draw_passes"].to_pylist()]
 
 
@@ -425,10 +427,40 @@ def test_one_row_and_one_huge_row(tmp_path: Path) -> None:
 
 
 def test_rows_that_count_nothing(tmp_path: Path) -> None:
-    table = corpus({"web": 5}).with_columns(size=pl.lit(0))
-    said = failure(tmp_path, table, {"mixture": {"web": 1.0}, "by": "size", "tokens": 9})
+    table = corpus({"web": 5, "code": 5}).with_columns(
+        size=pl.when(pl.col("domain") == "web").then(0).otherwise(3)
+    )
+    draw = {"mixture": {"web": 0.5, "code": 0.5}, "by": "size"}
+    said = failure(tmp_path, table, {**draw, "tokens": 9})
     assert "'web': 0 size there" in said
     assert "take another mixture (web at most 0)" in said
+    nothing = table.with_columns(size=pl.Series([0, None] * 5))
+    for total in ({}, {"tokens": 9}):
+        said = failure(tmp_path, nothing, {**draw, **total})
+        assert "nothing can be drawn, as 'size' is 0 or missing in every row" in said
+        told = report(drawn(tmp_path, nothing, {**draw, **total, "shortfall": "fewer"}))
+        assert (told["drawn"], told["short"]) == (0.0, ["web", "code"])
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_a_fraction_of_epochs_is_of_what_there_is(tmp_path: Path) -> None:
+    result = drawn(tmp_path, corpus({"web": 10}), {"mixture": {"web": 1.0}, "epochs": 2.5})
+    assert Counter(Counter(written(result)["id"]).values()) == {2: 5, 3: 5}
+
+
+def test_mends_are_understood_in_a_recipe_and_on_the_command_line(tmp_path: Path) -> None:
+    both = "(`shortfall: fewer` in a recipe, `--shortfall fewer` of a command)"
+    table = corpus({"web": 3})
+    assert both in failure(tmp_path, table, {"mixture": {"web": 1.0}, "rows": 99})
+    assert both in failure(tmp_path, table, {"mixture": {"web": 0.5, "law": 0.5}})
+
+
+def test_texts_in_place_of_domains_are_not_shown_whole(tmp_path: Path) -> None:
+    table = corpus({"web": 3}).with_columns(domain=pl.lit("once upon a time " * 9) + pl.col("id"))
+    said = failure(tmp_path, table, {"mixture": {"web": 1.0}})
+    assert "'once upon a time once upon a time once …'" in said
+    assert "row 1" not in said
+    assert len(said) < 500
 
 
 # Phases, weights, reuse, commands.
@@ -553,6 +585,26 @@ def test_neither_order_nor_sharding_nor_workers_matter(tmp_path: Path) -> None:
     assert found[0][1:] == found[1][1:]
 
 
+def test_what_is_drawn_is_summed_in_order_whatever_the_threads() -> None:
+    # Rows enough that BLAS would share them among its threads.
+    count = 60_000
+    sizes = np.random.default_rng(0).lognormal(3, 2, count)
+    rows = Rows(["web"] * count, list(sizes), np.arange(count, dtype=np.uint64))
+    stage = MixtureDraw.model_validate(
+        {"mixture": {"web": 1.0}, "by": "size", "tokens": sizes.sum() * 1.5}
+    )
+    told = []
+    for threads in (1, 2):
+        with threadpool_limits(limits=threads, user_api="blas"):
+            told.append(stage.evaluate(rows).report["drawn"])  # type: ignore[arg-type]
+    line = np.argsort(draws(rows.id_hi, rows.id_lo, rows.copy, 0))
+    times = np.array(passes(rows, mixture={"web": 1.0}, tokens=sizes.sum() * 1.5, seed=0))[:, 0]
+    in_order = 0.0
+    for amount in (sizes * times)[line].tolist():
+        in_order += amount
+    assert told == [in_order, in_order]
+
+
 def test_files_that_stay_as_they_are_are_not_written_again(tmp_path: Path) -> None:
     table = corpus({"web": 60})
     draw = {"mixture": {"web": 1.0}, "epochs": 2}
@@ -582,6 +634,8 @@ def test_why_and_what_if_tell_how_often(tmp_path: Path) -> None:
     found = tamis.what_if(result, {"mixture_draw.rows": 4})
     assert (found.before["written"], found.after["written"]) == (15, 4)
     assert (found.before["rows"], found.after["rows"]) == (10, 4)
+    assert found.before["characters"] == 15 * len("text of row 0")  # as often as they are written
+    assert found.after["characters"] == 4 * len("text of row 0")
 
 
 def test_the_commands(tmp_path: Path) -> None:

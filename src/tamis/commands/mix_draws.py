@@ -98,7 +98,9 @@ def apply(
         **own,
     }
     roles = {"domain": domain, "id": row_id}
-    recipe = _with_givers(corpus, format, roles, stage, others, output, workspace, text)
+    recipe = _with_givers(
+        corpus, format, roles, [stage], stage["by"], others, output, workspace, text
+    )
     result = execute(with_limits(recipe, memory, workers, max_quarantine), as_json)
     report = result.manifest["stages"][-1]["report"]
     if as_json:
@@ -161,20 +163,20 @@ def count(
     home = place_of(workspace or workspace_beside(corpus))
     _, others = parameters_of(_DRAW, param or [])
     roles = {"domain": domain, "id": row_id}
-    reading = {"operator": _DRAW, "mixture": {"": 1}, "by": by}
-    recipe = _with_givers(corpus, format, roles, reading, others, None, str(home), text or "text")
-    recipe = recipe.model_copy(update={"stages": recipe.stages[:-1]})
+    recipe = _with_givers(corpus, format, roles, [], by, others, None, str(home), text or "text")
     columns = columns_of(recipe)
     if text is not None and text not in columns:
         raise UserError(f"--text: no column {text!r}", mend=f"the corpus has {', '.join(columns)}")
     named = text or ("text" if "text" in columns else None)
     recipe = with_limits(recipe, memory, workers, max_quarantine)
     with progress(as_json) as report:
-        supply, without = count_domains(recipe, named, by, report)
+        counted = count_domains(recipe, named, by, report)
+    supply, without = counted.supply, counted.without_domain
     if out is not None:
         supply.save(out)
     if as_json:
-        print(json.dumps({**supply.model_dump(mode="json"), "rows_without_domain": without}))
+        left = {"rows_without_domain": without, "rows_without_tokens": counted.without_tokens}
+        print(json.dumps({**supply.model_dump(mode="json"), **left}))
         return
     amounts = {name: of.model_dump(exclude_none=True) for name, of in supply.domains.items()}
     kinds = list(next(iter(amounts.values())))
@@ -183,21 +185,25 @@ def count(
     table(("domain", *kinds), [*lines, ["in all", *sums]])
     if without:
         say(f"{without:,} rows have no domain and are not counted")
+    if counted.without_tokens:
+        say(f"{counted.without_tokens:,} rows have no {by} and add no tokens")
 
 
 def _with_givers(
     corpus: str,
     format: str | None,
     roles: dict[str, str | None],
-    stage: dict[str, Any],
+    own: list[dict[str, Any]],
+    by: str | None,
     params: dict[str, dict[str, Any]],
     output: str | None,
     workspace: str | None,
     text: str,
 ) -> "Recipe":
-    """A recipe with the stages that give what its own stage reads, before it.
+    """A recipe with the stages before its own that give a score and what they read.
 
     Args:
+        by: the score or column, None for none.
         text: column that those stages read, if there are any.
     """
     from tamis.flows.direct import columns_of
@@ -206,11 +212,10 @@ def _with_givers(
     def recipe_of(stages: list[dict[str, Any]]) -> "Recipe":
         return recipe_for(corpus, format, roles, stages, output, workspace)
 
-    before = stages_before(recipe_of([stage]), params)
+    before = stages_before(recipe_of(own), params, [] if by is None else [by])
     if before:
         roles = {**roles, "text": text}
-    by = stage["by"]
-    if by is not None and not before and by not in columns_of(recipe_of([stage])):
+    if by is not None and not before and by not in columns_of(recipe_of(own)):
         raise UserError(
             f"--by: {by!r} is neither a column nor a score that can be computed",
             mend="for tokens give --param token_count.tokenizer=tokenizer.json, or "
@@ -218,4 +223,4 @@ def _with_givers(
         )
     for unused in params.keys() - {stage["operator"] for stage in before}:
         raise UserError(f"--param: {unused!r} gives nothing that is read here")
-    return recipe_of([*before, stage])
+    return recipe_of([*before, *own])

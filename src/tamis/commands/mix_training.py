@@ -44,7 +44,9 @@ def tokenise(
     only: Annotated[
         list[str] | None, typer.Option(help="Domain to take (repeatable); all if not given.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split and the sample.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of the split and the sample.")
+    ] = 0,
     format: Format = None,
     workspace: Annotated[
         str | None, typer.Option(help="Folder of what is not finished; OUT.tamis if not given.")

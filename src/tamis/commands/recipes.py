@@ -1,5 +1,6 @@
 """The recipe that a one-off command stands for, and how it is run."""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from tamis.console import progress
@@ -48,12 +49,14 @@ def with_limits(
     return with_changes(recipe, memory=memory, workers=workers, max_quarantine=max_quarantine)
 
 
-def stages_before(recipe: "Recipe", params: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The stages that must run before a recipe's own, for all they read to be there."""
+def stages_before(
+    recipe: "Recipe", params: dict[str, dict[str, Any]], wanted: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """The stages that must run before a recipe's own, for these and all they read to be there."""
     from tamis.flows.checks import givers
     from tamis.flows.direct import columns_of
 
-    return givers(recipe.stages, columns_of(recipe), params)
+    return givers(recipe.stages, columns_of(recipe), params, wanted)
 
 
 def execute(recipe: "Recipe", quiet: bool) -> "Result":

@@ -411,7 +411,6 @@ def stage_reports(run: Run) -> list[dict[str, Any]]:
             report["report"] = scored.report
         if stage.stage in marked:
             report["marked"] = marked[stage.stage].counts
-            report["report"] = marked[stage.stage].report
         if stage.stage in generated:
             made = generated[stage.stage]
             report["generated"] = len(made.parents)

@@ -1,6 +1,6 @@
 """What can be said before any work: whether the recipe fits the corpus, and the memory it needs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -322,13 +322,17 @@ def score_names(cls: type[Scorer], params: Mapping[str, Any] | None = None) -> l
 
 
 def givers(
-    stages: Sequence[Operator], columns: Sequence[str], params: Mapping[str, dict[str, Any]]
+    stages: Sequence[Operator],
+    columns: Sequence[str],
+    params: Mapping[str, dict[str, Any]],
+    wanted: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """The stages to run before some others, so that all they read is there.
 
     Args:
         columns: of the corpus.
         params: by operator, those of the stages that are found, if not its defaults.
+        wanted: scores that are read beside.
 
     Returns:
         Stages as plain data, in order: operators that by themselves give what is read and neither
@@ -337,18 +341,21 @@ def givers(
     there = set(columns)
     found: list[dict[str, Any]] = []
 
-    def add(stage: Operator) -> None:
-        for name in sorted(stage.reads() - there):
+    def need(names: Collection[str]) -> None:
+        for name in sorted(set(names) - there):
             operator = _giver(name, params)
             if operator is not None and name not in there:
                 giver = operator_class(operator)(**params.get(operator, {}))
                 add(giver)
                 found.append({**params.get(operator, {}), "operator": operator})
-                there.update(_gives(giver))
+
+    def add(stage: Operator) -> None:
+        need(stage.reads())
         there.update(_gives(stage))
 
     for stage in stages:
         add(stage)
+    need(wanted)
     return found
 
 

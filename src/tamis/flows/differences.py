@@ -69,15 +69,16 @@ class Sizes:
 
     def sums(self, mask: Mask, repeat: Int32s | None = None) -> dict[str, int]:
         """Rows, characters and tokens of some rows; and where rows are drawn how often they are
-        written, all together.
+        written, all together. Characters and tokens are those that are written.
         """
         amounts = {"rows": int(mask.sum())}
+        times = 1 if repeat is None else repeat[mask].astype(np.int64)
         if self.drawn:
-            amounts["written"] = int(mask.sum() if repeat is None else repeat[mask].sum())
+            amounts["written"] = int((mask[mask] * times).sum())
         for name in ("characters", "tokens"):
             sizes = getattr(self, name)
             if sizes is not None:
-                amounts[name] = int(sizes[mask].sum())
+                amounts[name] = int((sizes[mask] * times).sum())
         return amounts
 
 

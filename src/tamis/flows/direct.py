@@ -240,9 +240,12 @@ def columns_of(recipe: Recipe) -> list[str]:
     return list(corpus.schema.names)
 
 
-def open_run(recipe: Recipe, workspace: Place, runner: Runner, report: Progress) -> tuple[Run, int]:
+def open_run(
+    recipe: Recipe, workspace: Place, runner: Runner, report: Progress, *, row_bytes: int = 0
+) -> tuple[Run, int]:
     """Open the corpus, hold the recipe against it, and give every row its id.
 
+    `row_bytes` of memory a row are for what the caller does beside the recipe's stages.
     Returns the run and the bytes of memory it may need.
     """
     check_indices(recipe)
@@ -257,6 +260,7 @@ def open_run(recipe: Recipe, workspace: Place, runner: Runner, report: Progress)
     check_references(recipe)
     check_columns(recipe, corpus.schema)
     bound, largest = memory_needed(recipe, corpus, runner.workers)
+    bound += row_bytes * corpus.rows
     if recipe.memory is not None and bound > recipe.memory:
         why = f", most of it for {largest}" if largest else ""
         raise UserError(

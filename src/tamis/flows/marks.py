@@ -1,7 +1,6 @@
 """What markers have said of the rows still kept, by position in the corpus."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +26,6 @@ class Marked:
         weighed: positions of the rows that it weighs, ascending, and their weights.
         repeated: positions of the rows that it says of how often they are written, ascending, and
             how often, over all phases.
-        report: figures for the manifest.
         columns: where the values of every role come from after it.
     """
 
@@ -36,7 +34,6 @@ class Marked:
     told: pa.Table
     weighed: tuple[Int64s, Float64s]
     repeated: tuple[Int64s, Int32s]
-    report: dict[str, Any] = field(default_factory=dict)
     columns: dict[str, Source] = field(default_factory=dict)
 
     @property

@@ -19,7 +19,7 @@ def schedule_of(run: Run, entries: list[OutputFile]) -> dict[str, Any] | None:
     stage = run.recipe.stages[-1] if run.recipe.stages else None
     if not isinstance(stage, MixtureDraw):
         return None
-    report = next(marked.report for marked in run.marked if marked.stage == stage.stage)
+    report = run.evaluated[stage.stage].report
     if "phases" not in report:
         return None
     phases = []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from pydantic import ValidationError
 
 from tamis.flows.processes import Processes
-from tamis.scoring.mixture_runs import LOSS, MIX, inputs_of, read_table
+from tamis.scoring.mixture_runs import LOSS, MIX, check_table_target, inputs_of, read_table
 from tamis.scoring.model_files import need_package
 from tamis.storage.errors import RunError, UserError
 from tamis.storage.files import (
@@ -71,7 +71,7 @@ class TrainProxy(Task):
         return str(path)
 
 
-class Design(NamedTuple):
+class ProxyDesign(NamedTuple):
     """Mixtures to train on.
 
     Attributes:
@@ -106,7 +106,7 @@ def proxy_settings(size: str = "tiny", **given: Any) -> "ProxySettings":
         ) from None
 
 
-def read_design(path: str | Path) -> Design:
+def read_design(path: str | Path) -> ProxyDesign:
     """A design table, with a column ``mix_<domain>`` a domain, or one mixture file (JSON).
 
     Raises:
@@ -117,7 +117,7 @@ def read_design(path: str | Path) -> Design:
     if str(path).endswith(".json"):
         plan = load_plan(path)
         shares = {f"{MIX}{name}": [share] for name, share in plan.over_all().items()}
-        return Design(pl.DataFrame({"run": [0], **shares}), [plan])
+        return ProxyDesign(pl.DataFrame({"run": [0], **shares}), [plan])
     table = read_table(path)
     mixed = [name for name in table.columns if name.startswith(MIX)]
     if not mixed or not len(table):
@@ -138,12 +138,12 @@ def read_design(path: str | Path) -> Design:
     if "run" not in table.columns:
         table = table.with_row_index("run").with_columns(pl.col("run").cast(pl.Int64))
     kept = [n for n in table.columns if not n.startswith((LOSS, "epochs_")) and n not in _OWN]
-    return Design(table.select(kept), plans)
+    return ProxyDesign(table.select(kept), plans)
 
 
 def train_design(
     tokens: str | Path,
-    design: Design,
+    design: ProxyDesign,
     out: str | Path,
     settings: Sequence["ProxySettings"],
     *,
@@ -165,7 +165,8 @@ def train_design(
         The runs, those of a mixture beside each other.
 
     Raises:
-        UserError: if the design has a domain that the tokens lack, or sees one too often.
+        UserError: if the design has a domain that the tokens lack, or sees one too often, or if
+            what is there already is no table of runs.
         RunError: if a run's loss is no number any more.
     """
     need_package("torch", "training proxies", "models")
@@ -175,6 +176,9 @@ def train_design(
     target = local_folder(out)
     if target.suffix != ".parquet":
         raise UserError("the runs table is Parquet", where=str(out), mend="name it RUNS.parquet")
+    curved = target.with_suffix(".curve.parquet")
+    for path in (target, curved) if any(one.curve for one in settings) else (target,):
+        check_table_target(path)
     _check(opened, design, settings)
     folder = target.with_suffix(".runs")
     jobs = [_job(opened, plan, one, folder) for plan in design.plans for one in settings]
@@ -190,12 +194,12 @@ def train_design(
         with whole_file(target) as temporary:
             table.write_parquet(temporary)
         if curve is not None:
-            with whole_file(target.with_suffix(".curve.parquet")) as temporary:
+            with whole_file(curved) as temporary:
                 curve.write_parquet(temporary)
     return table
 
 
-def _check(opened: TokenShards, design: Design, settings: Sequence["ProxySettings"]) -> None:
+def _check(opened: TokenShards, design: ProxyDesign, settings: Sequence["ProxySettings"]) -> None:
     """Raise if a run cannot be trained, before the first is."""
     from tamis.scoring.proxy_training import check_run
 

@@ -227,8 +227,7 @@ def mark(run: Run, evaluated: Evaluated) -> None:
     if not isinstance(marker, Marker):
         return
     found = marks_of(marker, evaluated, run.kept)
-    report = marker.report(table_of(run))
-    run.marked.append(replace(found, report=report, columns=dict(run.columns)))
+    run.marked.append(replace(found, columns=dict(run.columns)))
     if found.drops is not None:
         path, step = evaluated.paths[0], digest_of(evaluated.steps)
         run.kept[found.drops.rows] = False

@@ -25,11 +25,10 @@ from tamis.storage.corpus import Progress, Shard, shards_in, starts_in
 from tamis.storage.errors import RunError, UserError
 from tamis.storage.files import digest_file, digest_of, locked, whole_file
 from tamis.storage.kernels import Int64s, in_threads, string_buffers
-from tamis.storage.places import Place, absolute, place_of, shown
+from tamis.storage.places import Place, absolute, place_errors, place_of, shown
 from tamis.storage.sidecar import Part, sidecar_batches, sidecar_once, sidecar_path
 from tamis.storage.tasks import Runner, Task, Threads
 from tamis.storage.token_shards import (
-    Layout,
     TokenManifest,
     TokenShards,
     check_target,
@@ -44,6 +43,8 @@ _VERSION = 1
 SAMPLE_BYTES = 16 << 20
 #: Fewest tokens of a domain that a loss is measured on. Unconfirmed.
 LEAST_VALIDATION = 1024
+#: Bytes a row that is held beside what every run holds (counted, not measured).
+ROW_BYTES = 80
 
 
 class Tokenise(Task):
@@ -136,7 +137,7 @@ def tokenise(
     Args:
         recipe: names the corpus and its roles `text` and `domain`, and a workspace; its stages are
             not run.
-        out: folder of the tokens, replaced as a whole.
+        out: folder of the tokens on this machine, as the workspace is; replaced as a whole.
         tokenizer: a tokenizer.json; if not given, one is learnt from the texts to train on.
         vocabulary: tokens of one that is learnt.
         validation: share of the documents to measure on, picked by their row_id.
@@ -149,12 +150,14 @@ def tokenise(
         RunError: if more rows are bad than the recipe allows.
     """
     need_package("tokenizers", "tokenising a corpus", "tokens")
-    target, workspace = local_folder(out), recipe.workspace_path
+    target, workspace = local_folder(out), local_folder(recipe.workspace_path)
+    home = absolute(workspace)
+    assert isinstance(home, Path)
     check_target(target)
     runner = runner or Threads(recipe.workers or len(os.sched_getaffinity(0)))
     report = progress or (lambda name, done, total: None)
     with locked(workspace):
-        run, _ = open_run(recipe, workspace, runner, report)
+        run, _ = open_run(recipe, workspace, runner, report, row_bytes=ROW_BYTES)
         set_aside(run)
         own = None if tokenizer is None else digest_file(tokenizer)
         key = digest_of(
@@ -171,17 +174,19 @@ def tokenise(
                 version("tokenizers"),
             ]
         )
-        if (target / "tokens.json").is_file():
-            found = TokenShards.open(target)
-            if found.manifest.key == key:
-                return found
+        standing = _standing(target)
+        if standing is not None and standing.manifest.key == key:
+            return standing
         texts = _texts(run, only, report)
         ids = run.rows.id_hi, run.rows.id_lo
         # Copies of a row go where it goes: none is measured on that was trained on.
         held_out = draws(*ids, np.zeros_like(run.rows.copy), seed) < validation
+        trained = np.bincount(
+            texts.domain[(texts.domain >= 0) & ~held_out], minlength=len(texts.domains)
+        )
+        _enough(texts.domains, trained, 1, "documents to train on", validation)
         if tokenizer is None:
-            tokenizer = place_of(str(absolute(workspace) / f"tokenizer-{key}.json"))  # type: ignore[assignment]
-            assert isinstance(tokenizer, Path)
+            tokenizer = home / "tokens" / f"tokenizer-{key}.json"
             if not tokenizer.is_file():
                 report("learning a tokenizer", 0, 1)
                 learnt = learn_tokenizer(_sample(run, texts, ~held_out, seed), vocabulary)
@@ -191,20 +196,21 @@ def tokenise(
         made = tokenizer_at(tokenizer)
         size = made.get_vocab_size(with_added_tokens=True)
         task = Tokenise(
-            shards=run.corpus.keep(absolute(workspace) / "orders"),
-            kept=keep_mask(texts.domain >= 0, absolute(workspace) / "orders"),
+            shards=run.corpus.keep(home / "orders"),
+            kept=keep_mask(texts.domain >= 0, home / "orders"),
             text=recipe.corpus.roles.columns()["text"],
             tokenizer=str(tokenizer),
             digest=digest_file(tokenizer),
             end=end_token(made, end_of_text, str(tokenizer)),
             wide=token_type(size) == np.uint32,
-            folder=str(absolute(workspace) / "tokens"),
+            folder=str(home / "tokens"),
         )
         runner.map(task, run.corpus.sizes, run.advance("tokens"))
         file = np.where(texts.domain < 0, -1, 2 * texts.domain + held_out).astype(np.int32)
         lengths = _lengths(run, task)
         layout = lay_out(file, lengths, 2 * len(texts.domains), (*ids, run.rows.copy))
-        _enough(texts.domains, layout, validation)
+        measured = layout.tokens[1::2]
+        _enough(texts.domains, measured, LEAST_VALIDATION, "tokens to measure on", validation)
         with token_files(target, layout, task.kind) as files:
             for shard in run.corpus.shards:
                 for rows, values, offsets in _documents(run, task, shard):
@@ -230,8 +236,17 @@ def tokenise(
                 },
             )
             found = files.publish(target, manifest, tokenizer.read_text("utf-8"))
-        shutil.rmtree(str(absolute(workspace) / "tokens"), ignore_errors=True)
+        with place_errors(home / "tokens"):
+            shutil.rmtree(home / "tokens")
     return found
+
+
+def _standing(target: Path) -> TokenShards | None:
+    """The folder as it is; none if it is not there, or broken and to be written anew."""
+    try:
+        return TokenShards.open(target)
+    except UserError:
+        return None
 
 
 def _texts(run: Run, only: Sequence[str], report: Progress) -> Texts:
@@ -352,18 +367,19 @@ def _located(task: Tokenise, shard: Shard) -> tuple[Place, Shard, str]:
     return path, shard, step
 
 
-def _enough(domains: Sequence[str], layout: Layout, validation: float) -> None:
+def _enough(
+    domains: Sequence[str], there: Int64s, least: int, what: str, validation: float
+) -> None:
     """Raise if a domain has nothing to train on or too little to measure on."""
-    for split, (least, what) in enumerate(((1, "train on"), (LEAST_VALIDATION, "measure on"))):
-        short = [
-            f"{name!r} has {layout.tokens[2 * place + split]:,}"
-            for place, name in enumerate(domains)
-            if layout.tokens[2 * place + split] < least
-        ]
-        if short:
-            raise UserError(
-                f"too few tokens to {what}: {', '.join(short)}, expected {least:,} or more with "
-                f"{validation:g} of the documents for validation",
-                mend="raise or lower --validation, join the domain with another, or leave it out "
-                "(--only names those to take)",
-            )
+    short = [
+        f"{name!r} has {count:,}"
+        for name, count in zip(domains, there.tolist(), strict=True)
+        if count < least
+    ]
+    if short:
+        raise UserError(
+            f"too few {what}: {', '.join(short)}, expected {least:,} or more with "
+            f"{validation:g} of the documents for validation",
+            mend="raise or lower --validation, join the domain with another, or leave it out "
+            "(--only names those to take)",
+        )

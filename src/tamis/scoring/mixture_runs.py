@@ -197,6 +197,31 @@ def read_table(path: str | Path) -> "DataFrame":
     return table
 
 
+def check_table_target(path: str | Path) -> None:
+    """Refuse to replace what is no table of runs or design.
+
+    Raises:
+        UserError: if there is a file without columns of proportions or losses.
+    """
+    import polars as pl
+
+    place = Path(path)
+    if not place.exists():
+        return
+    scans: dict[str, Any] = {".parquet": pl.scan_parquet, ".csv": pl.scan_csv}
+    try:
+        names = scans.get(place.suffix, pl.scan_ndjson)(place).collect_schema().names()
+    except (pl.exceptions.PolarsError, OSError):
+        names = []
+    if not any(name.startswith((MIX, LOSS)) for name in names):
+        raise UserError(
+            f"the output is there already and no table of runs: no column starts with {MIX!r} or "
+            f"{LOSS!r}",
+            where=str(path),
+            mend="name another file, or move that one away",
+        )
+
+
 def read_runs(
     path: str | Path,
     *,

@@ -59,7 +59,11 @@ class ProxySettings(BaseModel):
     weight_decay: float = Field(default=0.1, ge=0, description="of matrices")
     clip: float = Field(default=1.0, gt=0, description="norm of the gradient at most")
     seed: int = Field(default=0, ge=0, lt=2**32, description="of weights and order of the data")
-    epochs: float = Field(default=4, gt=0, description="how often a domain may be seen at most")
+    epochs: float = Field(
+        default=4,
+        gt=0,
+        description="how often a domain's tokens may be seen at most, sequences rounded",
+    )
     validation_tokens: int = Field(default=16384, ge=1, description="measured on at most, a domain")
     curve: int = Field(default=0, ge=0, description="measure every so many steps; 0: at the end")
     device: Literal["cpu", "cuda"] = "cpu"
@@ -176,16 +180,20 @@ def check_run(tokens: TokenShards, plan: MixturePlan, settings: ProxySettings) -
                 where=str(tokens.folder),
                 mend=f"there: {', '.join(tokens.domains)}; tokenise it, or leave it out",
             )
-    order, names = domain_order(plan, settings.sequences)
+    order, names = sequence_domains(plan, settings.sequences)
     windows = {name: Windows(tokens.read(name, "train"), settings.context, name) for name in names}
     counts = np.bincount(order, minlength=len(names)).tolist()
     drawn = dict(zip(names, counts, strict=True))
     for name, count in drawn.items():
-        epochs = count / len(windows[name])
-        if epochs > settings.epochs:
+        # The limit is on tokens: their last window is not whole. Sequences are, and come within one
+        # of a proportion in every phase, whose two ends are rounded to whole sequences as well.
+        rounding = 2 * len(plan.phases) - 1
+        there = tokens.train_tokens(name)
+        if (count - rounding) * settings.context > settings.epochs * there:
             raise UserError(
-                f"domain {name!r} would be seen {epochs:.2f} times: {count:,} sequences of "
-                f"{len(windows[name]):,} windows; at most {settings.epochs:g} are allowed",
+                f"domain {name!r} would be seen {count * settings.context / there:.2f} times: "
+                f"{count:,} sequences of {settings.context:,} tokens from {there:,}; at most "
+                f"{settings.epochs:g} are allowed",
                 mend="a lower proportion, fewer steps, or more --epochs",
             )
     return Planned(order, names, windows, drawn)
@@ -240,7 +248,7 @@ def drawn_windows(count: int, wanted: int, seed: int, name: str) -> Int64s:
     return np.concatenate([random.permutation(count) for _ in range(epochs)])[:wanted]
 
 
-def domain_order(plan: MixturePlan, sequences: int) -> tuple[Int64s, tuple[str, ...]]:
+def sequence_domains(plan: MixturePlan, sequences: int) -> tuple[Int64s, tuple[str, ...]]:
     """The domain of every sequence of a run.
 
     In every phase, after any number of its sequences, a domain has been drawn within one of its
@@ -250,7 +258,7 @@ def domain_order(plan: MixturePlan, sequences: int) -> tuple[Int64s, tuple[str, 
         int64 [sequences], places among the names, and the names of the plan's domains, sorted.
 
     Example:
-        >>> order, names = domain_order(MixturePlan.of({"web": 0.75, "code": 0.25}), 8)
+        >>> order, names = sequence_domains(MixturePlan.of({"web": 0.75, "code": 0.25}), 8)
         >>> [names[place] for place in order]
         ['web', 'code', 'web', 'web', 'web', 'code', 'web', 'web']
     """

@@ -1,6 +1,5 @@
 """What a person has said of labels: confirmed, changed, or not worth keeping."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -14,6 +13,7 @@ from tamis.selectors.marker import Marker, places
 from tamis.selectors.relabel import GIVEN
 from tamis.selectors.review_files import read_corrections
 from tamis.selectors.table import Table
+from tamis.selectors.table_scorer import Scores
 from tamis.storage.columns import Mask
 from tamis.storage.errors import RunError, UserError
 from tamis.storage.files import digest_file
@@ -104,19 +104,17 @@ class LabelCorrections(Marker):
     def given_as(self) -> str | None:
         return self.given
 
-    def compute(self, table: Table) -> Iterator[pa.RecordBatch]:
+    def evaluate(self, table: Table) -> Scores:
+        """The answers; lines of the file, those without an answer, those that name no row of the
+        corpus, and rows they name which an earlier stage has dropped."""
         found = self._answers(table)
         rows = np.union1d(found.new.changed, found.lost)
         action = pa.array([RELABELLED, DROPPED]).take(pa.array(np.isin(rows, found.lost) + 0))
         columns = {f.name: pa.nulls(len(table), f.type) for f in self.action_fields()}
         columns[f"{self.stage}_action"] = action.take(places(len(table), rows))
         sure = {f"{self.stage}_confirmed": pa.array(found.sure)}
-        yield from self.batches({**found.new.columns(self.stage), **sure, **columns})
-
-    def report(self, table: Table) -> dict[str, Any]:
-        """Lines of the file, those without an answer, those that name no row of the corpus, and
-        rows they name which an earlier stage has dropped."""
-        return self._answers(table).report
+        told = self.batches({**found.new.columns(self.stage), **sure, **columns})
+        return Scores(told, found.report)
 
     def _answers(self, table: Table) -> Answers:
         place = place_of(self.path)

@@ -1,7 +1,6 @@
 """Rows whose label a person should look at, those first that tell most."""
 
-from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +11,7 @@ from tamis.selectors.budgets import one_budget, wanted
 from tamis.selectors.marker import Marker
 from tamis.selectors.suspicion import BySuspicion
 from tamis.selectors.table import Table
+from tamis.selectors.table_scorer import Scores
 from tamis.selectors.votes import rules_of
 from tamis.storage.errors import UserError
 from tamis.storage.kernels import Int64s
@@ -151,7 +151,9 @@ class LabelReview(BySuspicion, Marker):
         ]
         return pa.schema([*own, *self.action_fields()])
 
-    def compute(self, table: Table) -> Iterator[pa.RecordBatch]:
+    def evaluate(self, table: Table) -> Scores:
+        """The queue, and how many rows were ranked: the others have no figure, or are left
+        alone."""
         p = self.suspicion(table)
         told = self._information(table) if self.order == "information" else np.full(len(p), np.nan)
         merit = p if self.order == "p_wrong" else np.where(np.isnan(p), np.nan, told)
@@ -160,7 +162,7 @@ class LabelReview(BySuspicion, Marker):
         rows = np.sort(order[: wanted(len(table), self.rows, self.fraction)])
         place = np.zeros(len(table), np.int64)
         place[order] = np.arange(1, len(order) + 1)
-        yield from self.batches(
+        batches = self.batches(
             {
                 f"{self.stage}_information": pa.array(told, from_pandas=True),
                 f"{self.stage}_place": pa.array(place, mask=place == 0),
@@ -174,6 +176,7 @@ class LabelReview(BySuspicion, Marker):
                 ),
             }
         )
+        return Scores(batches, {"ranked": len(order)})
 
     def _information(self, table: Table) -> Float64s:
         probs, label = self._posterior
@@ -188,8 +191,3 @@ class LabelReview(BySuspicion, Marker):
             codes = pc.fill_null(batch[label].cast(pa.int64()), -1)
             found.append(information(batch[probs], np.asarray(codes)))
         return np.concatenate(found)
-
-    def report(self, table: Table) -> dict[str, Any]:
-        """Rows that were ranked: the others have no figure, or are left alone."""
-        place = table.column(f"{self.stage}_place")
-        return {"ranked": len(place) - place.null_count}

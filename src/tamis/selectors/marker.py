@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from tamis.selectors.table import Table
 from tamis.selectors.table_scorer import TableScorer
 from tamis.storage.corpus import BATCH_ROWS
 from tamis.storage.kernels import Int64s
@@ -54,10 +53,6 @@ class Marker(TableScorer):
     def phase_as(self) -> str | None:
         """Column of the dataset for the number of the phase, if it has several."""
         return None
-
-    def report(self, table: Table) -> dict[str, Any]:
-        """Figures for the manifest, beside how often it gave each action."""
-        return {}
 
     def action_fields(self) -> list[pa.Field]:
         """``<stage>_action``, and where that is not null ``_value``, ``_threshold``, ``_rules``."""

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from tamis.scoring.mixture_runs import MIX, Floats
+from tamis.scoring.mixture_runs import MIX, Floats, check_table_target
 from tamis.selectors.mixture_constraints import MixtureLimits, project
 from tamis.storage.errors import UserError
 from tamis.storage.files import whole_file
@@ -113,7 +113,7 @@ class Design:
         """Write the table as Parquet, CSV or JSON lines, by the file's ending.
 
         Raises:
-            UserError: for another ending.
+            UserError: for another ending, or if what is there is no table of runs.
         """
         import polars as pl
 
@@ -129,6 +129,8 @@ class Design:
                 where=str(path),
                 mend=f"one of {', '.join(writers)}",
             )
+        if isinstance(place, Path):
+            check_table_target(place)
         with whole_file(place) as temporary:
             writers[place.suffix](self.table(), temporary)
 

@@ -15,6 +15,7 @@ from tamis.selectors.budgets import draws, numbers_of
 from tamis.selectors.drawing import Float64s, Int32s, Line, domain_order
 from tamis.selectors.marker import Marker
 from tamis.selectors.table import Table, as_floats, is_number
+from tamis.selectors.table_scorer import Scores
 from tamis.storage.corpus import BATCH_ROWS
 from tamis.storage.errors import RunError, UserError
 from tamis.storage.hashing import hex_ids
@@ -22,7 +23,6 @@ from tamis.storage.kernels import Int64s
 from tamis.storage.ledger import DROPPED
 from tamis.storage.mixture_plan import MixturePlan, check_plan, load_plan
 from tamis.storage.places import Place
-from tamis.storage.write import passes_of
 
 #: Why rows are not drawn: their domain's amount was reached before them, they have no domain or no
 #: size, or their domain has no share.
@@ -30,8 +30,11 @@ REACHED, NO_DOMAIN, NO_SIZE, LEFT_OUT = REASONS = ("", "no_domain", "no_size", "
 _DRAWN = -1
 #: What of an amount may be the rounding of floats, by its own share.
 _CLOSE = 1e-9
-#: Domains that a message names.
+#: Domains that a message names, and characters of a name: a wrong column may hold whole texts.
 _NAMED = 5
+_SHOWN = 40
+#: How less is drawn than is asked, said so that it helps in a recipe and on the command line.
+_FEWER = "draw what there is (`shortfall: fewer` in a recipe, `--shortfall fewer` of a command)"
 
 
 def _inline(value: Any) -> Any:
@@ -103,8 +106,8 @@ class MixtureDraw(Marker):
     Rows of a domain are taken in the order of a hash of row_id and seed, whatever their place in
     the corpus, until the amount is reached: of the last row and the one before it the one that
     comes nearer, so that what is drawn of a domain is within one row of what is asked. Where more
-    is asked than there is the line begins anew, and rows are written several times, up to `epochs`
-    times. A larger total contains a smaller one.
+    is asked than there is the line begins anew, and rows are written several times, as far as
+    `epochs` allow. A larger total contains a smaller one.
 
     A mixture of several phases is drawn phase after phase along the same line: the dataset has a
     column `phase` and its files hold one phase after the other, as `schedule.json` tells.
@@ -144,7 +147,8 @@ class MixtureDraw(Marker):
         default=4,
         gt=0,
         allow_inf_nan=False,
-        description="how often a row may come; 4 repeats cost next to nothing (Muennighoff et al. "
+        description="how much of a domain may be drawn, as a multiple of what there is; a row "
+        "comes so often at most, rounded up. 4 repeats cost next to nothing (Muennighoff et al. "
         "2023, arXiv 2305.16264)",
     )
     write_as: Literal["repeat", "weight"] = Field(
@@ -224,18 +228,23 @@ class MixtureDraw(Marker):
     def phase_as(self) -> str | None:
         return (self.column or "phase") if self.phases > 1 else None
 
-    def compute(self, table: Table) -> Iterator[pa.RecordBatch]:
+    def evaluate(self, table: Table) -> Scores:
+        """How rows are drawn; what there was of every domain, what was asked and what was drawn.
+
+        Raises:
+            RunError: if what was drawn is not within a row of what was asked.
+        """
         stock = self._stock(table)
-        asked = self._asked(stock).amounts
+        asked = self._asked(stock)
         count = len(table)
         reason = stock.reason.copy()
         value, threshold = np.full(count, np.nan), np.full(count, np.nan)
         passes = np.zeros((count, self.phases), np.int32)
         weight = np.full(count, np.nan)
-        weights = self._weights(stock, asked.sum(axis=0))
+        weights = self._weights(stock, asked.amounts.sum(axis=0))
         for domain in range(len(stock.names)):
             rows, line = stock.rows(domain), stock.line(domain)
-            amounts = asked[:, domain].cumsum()
+            amounts = asked.amounts[:, domain].cumsum()
             weight[rows] = weights[domain]
             if self.write_as == "weight":
                 continue
@@ -245,10 +254,14 @@ class MixtureDraw(Marker):
             left = rows[none]
             reason[left] = REASONS.index(REACHED if amounts[-1] > 0 else LEFT_OUT)
             value[left], threshold[left] = line.ends[none], amounts[-1]
-        for begin in range(0, count, BATCH_ROWS):
-            some = slice(begin, begin + BATCH_ROWS)
-            told = (passes[some], weight[some], reason[some], value[some], threshold[some])
-            yield pa.record_batch(self._columns(*told), schema=self.fields())
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for begin in range(0, count, BATCH_ROWS):
+                some = slice(begin, begin + BATCH_ROWS)
+                told = (passes[some], weight[some], reason[some], value[some], threshold[some])
+                yield pa.record_batch(self._columns(*told), schema=self.fields())
+
+        return Scores(batches(), self._report(stock, asked, weights, passes))
 
     def _columns(
         self,
@@ -305,9 +318,9 @@ class MixtureDraw(Marker):
             raise UserError(
                 f"{self.stage}: the mixture asks for {_listed(lacking)}, of which the corpus has "
                 f"no row at this stage; its domains: {_listed(sorted(found))}",
-                mend="give both the same names, or let `shortfall: fewer` draw what there is"
+                mend=f"give both the same names, or {_FEWER}"
                 if unknown
-                else "let `shortfall: fewer` draw what there is, or take a mixture without",
+                else f"{_FEWER}, or take a mixture without",
             )
         if unknown:
             raise UserError(
@@ -330,7 +343,7 @@ class MixtureDraw(Marker):
             raise UserError(
                 f"{self.stage}: {self.by!r} of row {row} is {size[wrong[0]]:g}, expected 0 or more"
                 f" ({len(wrong):,} such rows)",
-                mend="mend them, or drop them by a `where` before",
+                mend="mend them, or leave these rows out of the corpus",
             )
         return size
 
@@ -360,9 +373,14 @@ class MixtureDraw(Marker):
     ) -> None:
         """Tell which domains are short of what is asked, and what would mend it."""
         unit = self.by or "rows"
+        if not stock.there.any():
+            raise UserError(
+                f"{self.stage}: nothing can be drawn, as {unit!r} is 0 or missing in every row",
+                mend="name the score or column that says how much a row counts by `by`",
+            )
         told = [
-            f"{stock.names[d]!r}: {_figure(stock.there[d])} {unit} there, {self.epochs:g} times "
-            f"are {_figure(most[d])}, asked {_figure(total * in_all[d])}"
+            f"{_listed([stock.names[d]])}: {_figure(stock.there[d])} {unit} there, "
+            f"{self.epochs:g} times are {_figure(most[d])}, asked {_figure(total * in_all[d])}"
             for d in short[:_NAMED]
         ]
         more = f" and {len(short) - _NAMED} more" if len(short) > _NAMED else ""
@@ -377,7 +395,7 @@ class MixtureDraw(Marker):
                 for d in short[:_NAMED]
             )
             mends.append(f"take another mixture ({shares})")
-        mends.append("let `shortfall: fewer` draw what there is")
+        mends.append(_FEWER)
         raise UserError(f"{self.stage}: {'; '.join(told)}{more}", mend=", or ".join(mends))
 
     def _weights(self, stock: _Stock, asked: Float64s) -> Float64s:
@@ -388,17 +406,12 @@ class MixtureDraw(Marker):
         of_natural = np.divide(asked, there, out=np.zeros(len(there)), where=there > 0)
         return np.asarray(of_natural * there.sum() / asked.sum())
 
-    def report(self, table: Table) -> dict[str, Any]:
-        """What there was of every domain, what was asked and what was drawn; by phase too.
-
-        Raises:
-            RunError: if what was drawn is not within a row of what was asked.
-        """
-        stock = self._stock(table)
-        asked = self._asked(stock)
-        drawn, written = self._drawn(table, stock, asked)
+    def _report(
+        self, stock: _Stock, asked: _Asked, weights: Float64s, passes: Int32s
+    ) -> dict[str, Any]:
+        """What there was of every domain, what was asked and what was drawn; by phase too."""
+        drawn, written = self._drawn(stock, asked, passes)
         in_all = drawn.sum(axis=0)
-        weights = self._weights(stock, asked.amounts.sum(axis=0))
         domains = {
             name: {
                 "rows": int(stock.counts[d]),
@@ -437,18 +450,17 @@ class MixtureDraw(Marker):
             **({"phases": phases} if len(phases) > 1 else {}),
         }
 
-    def _drawn(self, table: Table, stock: _Stock, asked: _Asked) -> tuple[Float64s, Int64s]:
-        """What was drawn, and the rows of it, as the stored passes tell: [phases, domains]."""
+    def _drawn(self, stock: _Stock, asked: _Asked, passes: Int32s) -> tuple[Float64s, Int64s]:
+        """What was drawn, and the rows of it, as the passes tell: [phases, domains]."""
         shape = (self.phases, len(stock.names))
         drawn, written = np.zeros(shape), np.zeros(shape, np.int64)
         if self.write_as == "weight":
             return drawn, written
-        parts = [passes_of(lists) for lists in table.column(f"{self.stage}_passes").chunks]
-        passes = np.concatenate([np.zeros((0, self.phases), np.int32), *parts])
         for d, name in enumerate(stock.names):
             rows = stock.rows(d)
             size = stock.size[rows]
-            drawn[:, d] = size @ passes[rows]
+            # Summed in order: BLAS sums as its threads divide the rows.
+            drawn[:, d] = (size[:, None] * passes[rows]).cumsum(axis=0)[-1:].sum(axis=0)
             written[:, d] = passes[rows].sum(axis=0)
             off = np.abs(drawn[:, d] - asked.amounts[:, d]).max()
             if off > size.max(initial=0.0) + _CLOSE * asked.in_all[d]:
@@ -469,5 +481,6 @@ def _figure(amount: float) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(map(repr, names[:_NAMED])) or "none"
+    some = (n if len(n) <= _SHOWN else f"{n[: _SHOWN - 1]}…" for n in names[:_NAMED])
+    shown = ", ".join(map(repr, some)) or "none"
     return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown

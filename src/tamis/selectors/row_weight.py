@@ -1,7 +1,6 @@
 """A score becomes the weight of a row, in the ledger and in the dataset."""
 
-from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +8,7 @@ from pydantic import Field
 
 from tamis.selectors.marker import Marker
 from tamis.selectors.table import Table, as_floats
+from tamis.selectors.table_scorer import Scores
 from tamis.selectors.towards_target import told_weights
 from tamis.storage.errors import UserError
 from tamis.storage.hashing import hex_ids
@@ -46,7 +46,9 @@ class RowWeight(Marker):
     def weight_as(self) -> str | None:
         return self.column
 
-    def compute(self, table: Table) -> Iterator[pa.RecordBatch]:
+    def evaluate(self, table: Table) -> Scores:
+        """The weights; rows left alone, the highest weight and the effective sample size of the
+        others."""
         weight = as_floats(table.column(self.by))
         wrong = np.flatnonzero((weight < 0) | np.isinf(weight))
         if len(wrong):
@@ -56,11 +58,8 @@ class RowWeight(Marker):
                 f"{weight[wrong[0]]:g} in row {hex_ids(table.id_hi[at], table.id_lo[at])[0]}",
                 mend="name a score that is a weight, such as `propensity_weight`",
             )
-        yield from self.batches({self.stage: pa.array(weight, mask=np.isnan(weight))})
-
-    def report(self, table: Table) -> dict[str, Any]:
-        """Rows left alone, the highest weight, and the effective sample size of the others."""
-        weight = as_floats(table.column(self.stage))
         canonical = np.lexsort((table.copy, table.id_lo, table.id_hi))
         some = weight[canonical][~np.isnan(weight[canonical])]
-        return {"left_alone": len(weight) - len(some), **told_weights(some)}
+        columns = {self.stage: pa.array(weight, mask=np.isnan(weight))}
+        report = {"left_alone": len(weight) - len(some), **told_weights(some)}
+        return Scores(self.batches(columns), report)

@@ -52,7 +52,8 @@ class TableScorer(TableOperator, Scorer):
 
 
 def evaluate_table(operator: TableScorer, table: Table, step: str) -> Evaluated:
-    """Compute a table scorer where one of its sidecars is missing, and say where they lie.
+    """Compute a table scorer where its report or one of its sidecars is missing, and say where
+    they lie.
 
     Args:
         step: key of all that decides its output.
@@ -66,11 +67,11 @@ def evaluate_table(operator: TableScorer, table: Table, step: str) -> Evaluated:
     found = Evaluated.lying_in(folder, operator, table.corpus, steps, workspace / "orders")
     places = list(zip(found.shards, found.paths, found.steps, strict=True))
     told = folder / f"report-{step[:16]}.json"
-    if not all(is_done(path, shard, step) for shard, path, step in places):
+    done = all(is_done(path, shard, step) for shard, path, step in places)
+    if not done or kind_of(told) is None:
         scores = operator.evaluate(table)
-        if scores.report:  # first, so that it is there wherever the sidecars are
-            with whole_file(told) as temporary:
-                temporary.write_text(json.dumps(scores.report, ensure_ascii=False), "utf-8")
+        with whole_file(told) as temporary:
+            temporary.write_text(json.dumps(scores.report, ensure_ascii=False), "utf-8")
         rows = _Rows(scores.batches)
         for shard, path, step in places:
             inside = np.flatnonzero(table.kept[table.rows.of(shard)])
@@ -78,7 +79,7 @@ def evaluate_table(operator: TableScorer, table: Table, step: str) -> Evaluated:
             sidecar_once(path, shard, step, operator.fields(), partial(iter, parts))
             deque(parts, maxlen=0)  # of a sidecar that is there
         rows.end(operator.stage)
-    return found if kind_of(told) is None else replace(found, report=read_json(told))
+    return replace(found, report=read_json(told))
 
 
 class _Rows:
