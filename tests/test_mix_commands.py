@@ -119,6 +119,8 @@ def test_options_that_do_not_fit(runs_file: Path, tmp_path: Path) -> None:
         (("--floor", "code"), "--floor: expected name=value"),
         (("--floor", "code=much"), "--floor: expected name=number"),
         (("--floor", "code=0.7", "--floor", "web=0.7"), "floors sum to 1.4"),
+        (("--epochs", "-1"), "epochs: expected greater than 0, found -1"),
+        (("--tokens", "nan"), "tokens: expected greater than 0, found nan"),
     ):
         with pytest.raises(UserError, match=what):
             tamis("mix", "optimise", out, *arguments)
