@@ -150,6 +150,15 @@ def test_what_is_no_table_of_runs_is_not_replaced(tmp_path: Path, name: str) -> 
         tamis("mix", "design", path, "--natural", "web=1", "--natural", "law=1", "--seed", seed)
 
 
+def test_results_of_runs_are_not_replaced_by_a_design(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    pl.DataFrame({"mix_web": [0.5], "mix_law": [0.5], "loss_web": [3.0]}).write_csv(path)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="holds the results of runs"):
+        tamis("mix", "design", path, "--natural", "web=1", "--natural", "law=1")
+    assert path.read_bytes() == before
+
+
 def test_bytes_are_no_tokens(tmp_path: Path) -> None:
     path = tmp_path / "bytes.json"
     Supply(domains={"web": Amount(rows=1, bytes=9), "law": Amount(rows=1, bytes=9)}).save(path)
