@@ -14,8 +14,8 @@ from tamis.scoring.proxy_training import (
     ProxySettings,
     Windows,
     check_run,
-    sequence_domains,
     drawn_windows,
+    sequence_domains,
     train_proxy,
 )
 from tamis.storage.errors import RunError, UserError
