@@ -176,7 +176,7 @@ def test_documents_are_folded(tmp_path: Path) -> None:
         (("temperature", "--supply", "none.json"), "no such file"),
         (("group-dro", "LOSSES", "--missing", "skip"), "expected refuse or carry, found 'skip'"),
         (("group-dro", "LOSSES", "--result", "best"), "expected mean or last, found 'best'"),
-        (("group-dro", "LOSSES", "--tokens", 5), "say nothing without a supply"),
+        (("group-dro", "LOSSES", "--rows", 5), "say nothing without a supply"),
         (("group-dro", "LOSSES", "--supply", "web=5"), "nothing is said of 'code'"),
         (("group-dro", "LOSSES", *THERE, "--supply", "math=5"), "no domain 'math'"),
         (("group-dro", "LOSSES", "--adjustment", 1), "number of rows of every domain"),

@@ -195,7 +195,7 @@ def group_dro(
     domain: Domain = "domain",
     loss: Loss = "loss",
     token_column: TokenColumn = None,
-    tokens: Annotated[
+    rows: Annotated[
         float | None, typer.Option(help="Length of the training, in rows as the supply.")
     ] = None,
     epochs: Epochs = 4,
@@ -215,7 +215,7 @@ def group_dro(
         there = dict(given.rows)  # of documents, each of which is there once
     path = raised(given, rate=rate, adjustment=adjustment, sizes=there or None)
     found = _plan(losses, path, result)
-    _tell_robust(path, *_limited(found, there, tokens, epochs, cap), trace, out, as_json)
+    _tell_robust(path, *_limited(found, there, rows, epochs, cap), trace, out, as_json)
 
 
 @weights_app.command()
@@ -309,7 +309,7 @@ def _limited(
     if not supply:
         if cap or tokens is not None:
             raise UserError(
-                "--tokens and --cap say nothing without a supply", mend="give --supply as well"
+                "a length and --cap say nothing without a supply", mend="give --supply as well"
             )
         return plan, None
     found = Weighed(plan, supply, tokens, epochs)

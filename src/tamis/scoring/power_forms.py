@@ -194,8 +194,12 @@ class AutoScale(Fit):
         if not runs.domains:
             raise UserError(f"{self.law} reads proportions, and the runs have none")
         unit, scale = runs.mixtures.mean(axis=0), runs.losses.mean(axis=0)
-        if not unit.all() or (scale <= 0).any():
-            raise UserError("autoscale: a domain is in no run, or a target's mean is 0 or less")
+        if (scale <= 0).any():
+            raise UserError(
+                "autoscale: a target's mean is 0 or less", mend="leave such targets out"
+            )
+        # Where a part of the runs is held out, the rest may lack a rare domain.
+        unit = np.where(unit > 0, unit, unit.mean())
         amounts = runs.mixtures / unit
         relative = (runs.losses / scale).T
         width = len(unit)

@@ -115,11 +115,16 @@ class MixtureLimits(BaseModel):
                 mend="lower the floor or raise the ceiling",
             )
         assert self.tokens is not None
+        mend = f"leave the floor out, or get data of {domain!r}"
+        if there > 0:
+            mend = (
+                f"lower the floor to {there:.4g}, want {self.tokens * there / floor:.4g} tokens, "
+                f"or allow {self.epochs * floor / there:.4g} epochs"
+            )
         raise UserError(
             f"the floor of {domain!r} is {floor:g}, and {self.supply[domain]:.4g} tokens seen "
             f"{self.epochs:g} times are {there:.4g} of {self.tokens:.4g}",
-            mend=f"lower the floor to {there:.4g}, want {self.tokens * there / floor:.4g} tokens, "
-            f"or allow {self.epochs * floor / there if there else np.inf:.4g} epochs",
+            mend=mend,
         )
 
     def _refuse_ceilings(self, domains: tuple[str, ...], high: Floats) -> None:
