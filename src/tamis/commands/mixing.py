@@ -176,9 +176,6 @@ def optimise(
 
     if method not in ("search", "regmix"):
         raise UserError(f"--method: expected search or regmix, found {method!r}")
-    for option, number in (("--tokens", tokens), ("--epochs", epochs)):
-        if number is not None and not 0 < number < float("inf"):
-            raise UserError(f"{option}: expected a number above 0, found {number:g}")
     fitted = load_fit(fit)
     there = supplies(supply, unit="tokens")
     limits = limits_of(there, tokens, epochs, floor, ceiling, beyond_runs)
