@@ -345,7 +345,8 @@ def digest_of_label_scores(name: str) -> str:
 
 
 def digest_of_vectors() -> str:
-    """Which text lies closest to each: the last bits of a vector differ between processors."""
+    """Which text lies clearly closest to each: the last bits of a vector differ between processors
+    and numbers of threads."""
     found = Embedding(precision="float32").compute(
         pa.record_batch({"text": [*TEXTS, *PAGES, "word " * 300]})
     )
@@ -353,8 +354,11 @@ def digest_of_vectors() -> str:
     similar = vectors @ vectors.T
     np.fill_diagonal(similar, -1)
     similar[similar > 0.9999] = -1  # copies, of which none is the closest
+    first, second = np.sort(similar, axis=1)[:, :-3:-1].T
+    closest = np.where(first - second > 1e-3, similar.argmax(axis=1), -1)
+    assert (closest >= 0).mean() > 0.5
     rest = [found[name].to_pylist() for name in ("embedding_tokens", "embedding_truncated")]
-    return digest_of([similar.argmax(axis=1).tolist(), rest])
+    return digest_of([closest.tolist(), rest])
 
 
 def digest_of_logprobs() -> str:

@@ -119,7 +119,9 @@ def test_options_that_do_not_fit(runs_file: Path, tmp_path: Path) -> None:
         (("--floor", "code"), "--floor: expected name=value"),
         (("--floor", "code=much"), "--floor: expected name=number"),
         (("--floor", "code=0.7", "--floor", "web=0.7"), "floors sum to 1.4"),
-        (("--tokens", "0", "--supply", "web=1"), "--tokens: expected a number above 0"),
+        (("--epochs", "-1"), "epochs: expected greater than 0, found -1"),
+        (("--tokens", "nan"), "tokens: expected greater than 0, found nan"),
+        (("--tokens", "0", "--supply", "web=1"), "tokens: expected greater than 0, found 0"),
         (
             ("--tokens", "10", "--supply", "web=0", "--floor", "web=0.1"),
             "leave the floor out, or get data of 'web'",

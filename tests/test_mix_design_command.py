@@ -35,7 +35,8 @@ def test_the_same_runs_from_a_file_and_from_numbers(supply_file: Path, tmp_path:
     # fmt: off
     told = json.loads(
         tamis(
-            "mix", "design", two, "--prior", "web=600", "--prior", "code=300", "--prior", "law=100",
+            "mix", "design", two, "--natural", "web=600", "--natural", "code=300",
+            "--natural", "law=100",
             "--supply", "law=100", "--supply", "code=300", "--supply", "web=600",
             "--tokens", 1000, "--epochs", 4, "--validation", 3, "--runs", 24, "--json",
         )
@@ -53,7 +54,7 @@ def test_options_reach_the_design(supply_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs.jsonl"
     # fmt: off
     tamis(
-        "mix", "design", out, "--prior", supply_file, "--runs", 5, "--corners", "--seed", 3,
+        "mix", "design", out, "--natural", supply_file, "--runs", 5, "--corners", "--seed", 3,
         "--without-natural", "--floor", "law=0.05", "--ceiling", "web=0.7", "--strength-low", 2,
         "--strength-high", 9, "--power", 1, "--times-natural", 3, "--least", 0.01,
     )
@@ -68,10 +69,12 @@ def test_options_reach_the_design(supply_file: Path, tmp_path: Path) -> None:
     ("arguments", "what"),
     [
         ((), "no natural mixture"),
-        (("--prior", "web=1", "--tokens", "5"), "--tokens"),
-        (("--prior", "web=1", "--least", "2"), "--least: Input should be less than 1"),
-        (("--prior", "web=1"), "'web' alone makes 1 mixture"),
-        (("--prior", "web"), "--prior: expected name=value"),
+        (("--natural", "web=1", "--tokens", "5"), "--tokens"),
+        (("--natural", "web=1", "--least", "2"), "least: expected less than 1"),
+        (("--natural", "web=1"), "'web' alone makes 1 mixture"),
+        (("--natural", "web=1", "--epochs", "-1"), "epochs: expected greater than 0"),
+        (("--natural", "web=1", "--natural", "a=b=1", "--by", "gain"), "give --fit"),
+        (("--natural", "web"), "--natural: expected name=value"),
     ],
 )
 def test_what_a_user_can_mend(arguments: tuple[str, ...], what: str, tmp_path: Path) -> None:
@@ -108,7 +111,7 @@ def test_runs_that_a_fit_asks_for(fitted_file: Path, tmp_path: Path) -> None:
     shares = pl.read_csv(out)
     assert shares.columns == ["run", "split", "mix_law", "mix_code", "mix_web"]
     assert shares["mix_web"].max() <= 0.5 + 1e-9
-    natural = [f"--prior={name}=1" for name in ("web", "law", "code")]
+    natural = [f"--natural={name}=1" for name in ("web", "law", "code")]
     gain = ("--by", "gain", "--target", "loss_web=2", "--target", "loss_code", *natural)
     told = json.loads(tamis("mix", "design", out, *done, *gain, "--runs", 5, "--json"))
     assert told["runs"] == 5
@@ -123,8 +126,8 @@ def test_what_does_not_go_with_a_fit(fitted_file: Path, tmp_path: Path) -> None:
         (("--fit", fitted_file, *table, "--validation", 2), "judge no law"),
         (("--fit", fitted_file, *table, "--by", "magic"), "expected gain or uncertainty"),
         (("--fit", fitted_file, *table, "--where", "loss_web < 2.8"), "made of other runs"),
-        (("--fit", fitted_file, *table, "--prior", "web=1"), "differ in domains: code, law"),
-        ((*table, "--prior", "web=1", "--prior", "law=1"), "give --fit"),
+        (("--fit", fitted_file, *table, "--natural", "web=1"), "differ in domains: code, law"),
+        ((*table, "--natural", "web=1", "--natural", "law=1"), "give --fit"),
     ):
         with pytest.raises(UserError, match=what):
             tamis("mix", "design", out, *arguments)
@@ -140,8 +143,26 @@ def test_what_is_no_table_of_runs_is_not_replaced(tmp_path: Path, name: str) -> 
     ](path)
     before = path.read_bytes()
     with pytest.raises(UserError, match=f"{name}: .*no table of runs"):
-        tamis("mix", "design", path, "--prior", "web=1", "--prior", "law=1")
+        tamis("mix", "design", path, "--natural", "web=1", "--natural", "law=1")
     assert path.read_bytes() == before
     path.unlink()
     for seed in (1, 2):
-        tamis("mix", "design", path, "--prior", "web=1", "--prior", "law=1", "--seed", seed)
+        tamis("mix", "design", path, "--natural", "web=1", "--natural", "law=1", "--seed", seed)
+
+
+def test_results_of_runs_are_not_replaced_by_a_design(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    pl.DataFrame({"mix_web": [0.5], "mix_law": [0.5], "loss_web": [3.0]}).write_csv(path)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="holds the results of runs"):
+        tamis("mix", "design", path, "--natural", "web=1", "--natural", "law=1")
+    assert path.read_bytes() == before
+
+
+def test_bytes_are_no_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "bytes.json"
+    Supply(domains={"web": Amount(rows=1, bytes=9), "law": Amount(rows=1, bytes=9)}).save(path)
+    with pytest.raises(UserError, match="the tokens of 'web' were not counted; counted: bytes"):
+        tamis("mix", "design", tmp_path / "runs.csv", "--supply", path, "--tokens", 5)
+    with pytest.raises(UserError, match="were not counted"):
+        tamis("mix", "weights", "replay", "--old", path, "--new", "code=5", "--shift", "weak")

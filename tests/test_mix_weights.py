@@ -60,7 +60,7 @@ def test_temperature_from_a_count_to_a_file(tmp_path: Path) -> None:
 def test_a_cool_down_is_a_plan_of_phases(tmp_path: Path) -> None:
     out = tmp_path / "mixture.json"
     arguments = ("temperature", *THERE, "--tau", "inf", "--cool-to", 1)
-    said = tamis(*arguments, "--share", 3, "--share", 1, "--out", out)
+    said = tamis(*arguments, "--phase-share", 3, "--phase-share", 1, "--out", out)
     assert "τ inf, 75.0%" in said
     phases = load_plan(out).phases
     assert [phase.share for phase in phases] == [0.75, 0.25]
@@ -70,7 +70,7 @@ def test_a_cool_down_is_a_plan_of_phases(tmp_path: Path) -> None:
     assert told["seen"] is None
     assert told["phases"][0]["loss_weights"]["code"] == pytest.approx(5)
     with pytest.raises(UserError, match="5 mixtures, and shares of 1 phases"):
-        tamis(*arguments, "--phases", 5, "--share", 1)
+        tamis(*arguments, "--phases", 5, "--phase-share", 1)
 
 
 def test_replay(tmp_path: Path) -> None:
@@ -166,6 +166,8 @@ def test_documents_are_folded(tmp_path: Path) -> None:
     ("arguments", "what"),
     [
         (("temperature",), "--supply: nothing to weigh"),
+        (("temperature", *THERE, "--phases", 7), "--phases go with a cool-down"),
+        (("temperature", *THERE, "--supply", "web=5"), "'web' stands there twice"),
         (("temperature", *THERE, "--tau", 0), "temperature: expected more than 0"),
         (("temperature", *THERE, "--cool-to", 7), "temperatures above 0 that fall"),
         (("temperature", *THERE, "--cap"), "give tokens as well"),
@@ -174,7 +176,7 @@ def test_documents_are_folded(tmp_path: Path) -> None:
         (("temperature", "--supply", "none.json"), "no such file"),
         (("group-dro", "LOSSES", "--missing", "skip"), "expected refuse or carry, found 'skip'"),
         (("group-dro", "LOSSES", "--result", "best"), "expected mean or last, found 'best'"),
-        (("group-dro", "LOSSES", "--tokens", 5), "say nothing without a supply"),
+        (("group-dro", "LOSSES", "--rows", 5), "say nothing without a supply"),
         (("group-dro", "LOSSES", "--supply", "web=5"), "nothing is said of 'code'"),
         (("group-dro", "LOSSES", *THERE, "--supply", "math=5"), "no domain 'math'"),
         (("group-dro", "LOSSES", "--adjustment", 1), "number of rows of every domain"),

@@ -200,3 +200,13 @@ def test_the_bandwidth_is_the_median_distance() -> None:
     assert median_distance(np.ones((5, 3))) == 1.0
     assert median_distance(np.ones((1, 3))) == 1.0
     assert median_distance(np.r_[np.zeros((50, 2)), [[3.0, 4.0]]]) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(("d", "bound"), [(1.0, 0.05), (4.0, 1.9)])
+def test_a_bound_that_does_not_allow_weights_of_one(d: float, bound: float) -> None:
+    product = exact_product(sets(100, 10, 0.5), 1.0)
+    with pytest.raises(ValueError, match=r"expected at least sqrt\(d\)"):
+        double_weights(product, 100, 10, d=d, bound=bound)
+    found = double_weights(product, 100, 10, d=d, bound=d**0.5)  # the least there is
+    assert found.beta.max() <= 1.0
+    assert np.isfinite(found.distance)

@@ -245,6 +245,7 @@ def test_parameters_out_of_range_are_refused() -> None:
     for cls, wrong in (
         (KernelMeanWeight, {"d": 0.5}),
         (KernelMeanWeight, {"bandwidth": 0}),
+        (KernelMeanWeight, {"bound": 1.9, "d": 4.0}),
         (PropensityWeight, {"folds": 1}),
         (PropensityWeight, {"clip": 0}),
     ):

@@ -36,7 +36,7 @@ def test_the_finest_unit_that_all_domains_have() -> None:
         ("", "not JSON"),
         ("[]", "expected a JSON object in braces"),
         ("{}", "domains: Field required"),
-        ('{"domains": {}}', "domains"),
+        ('{"domains": {}}', "domains: expected at least one, found none"),
         ('{"web": 100}', r"domains: Field required \(and 1 more\)"),
         ('{"domains": {"web": 100}}', r"domains.web: expected .*found 100"),
         ('{"domains": {"web": {"rows": -1}}}', "domains.web.rows: expected .* or equal to 0"),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tamis.commands.mixture_options import Mix, Where, numbers, runs_from, supplies, weights
+from tamis.commands.mixture_options import Mix, Where, limits_of, runs_from, supplies, weights
 from tamis.commands.options import AsJson
 from tamis.console import say, table
 
@@ -19,7 +19,7 @@ def design(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Table of runs to do: Parquet, CSV or JSON lines.")
     ],
-    prior: Annotated[
+    natural: Annotated[
         list[str] | None,
         typer.Option(
             help="The natural mixture: web=60 (one a domain), or a file of `tamis mix count`; the "
@@ -82,48 +82,38 @@ def design(
     as_json: AsJson = False,
 ) -> None:
     """Write which small runs to do: around the natural mixture, or those that tell a fit most."""
-    from pydantic import ValidationError
-
-    from tamis.selectors.mixture_constraints import MixtureLimits
     from tamis.selectors.mixture_design import DirichletSettings, dirichlet_design
     from tamis.storage.errors import UserError
+    from tamis.storage.json_models import checked
 
-    there = supplies(supply)
+    there = supplies(supply, unit=None if tokens is None else "tokens")
     if tokens is not None and not there:
         raise UserError("--tokens: they bound nothing without a supply", mend="give --supply")
-    limits = MixtureLimits(
-        supply=there,
-        tokens=tokens,
-        epochs=epochs,
-        floor=numbers(floor, "--floor"),
-        ceiling=numbers(ceiling, "--ceiling"),
-    )
-    natural = supplies(prior, "--prior") or there
-    if fit is None and not natural:
+    limits = limits_of(there, tokens, epochs, floor, ceiling)
+    around = supplies(natural, "--natural") or there
+    if fit is None and not around:
         raise UserError(
             "no natural mixture to draw around",
-            mend="--prior web=60 --prior code=40, or a file that `tamis mix count` wrote",
+            mend="--natural web=60 --natural code=40, or a file that `tamis mix count` wrote",
         )
-    try:
-        settings = DirichletSettings(
-            power=power,
-            strength_low=strength_low,
-            strength_high=strength_high,
-            times_natural=times_natural,
-            least=least,
-            natural=with_natural,
-            corners=corners,
-            seed=seed,
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise UserError(f"{option}: {first['msg']}") from None
+    given = {
+        "power": power,
+        "strength_low": strength_low,
+        "strength_high": strength_high,
+        "times_natural": times_natural,
+        "least": least,
+        "natural": with_natural,
+        "corners": corners,
+        "seed": seed,
+    }
+    settings = checked(DirichletSettings, given, "options")
     if fit is None:
-        if done is not None or target or where:
-            raise UserError("--table, --target and --where go with a fit", mend="give --fit")
+        if done is not None or target or where or by != "uncertainty" or mix != "mix_":
+            raise UserError(
+                "--table, --target, --where, --by and --mix go with a fit", mend="give --fit"
+            )
         found = dirichlet_design(
-            natural, runs, validation=validation, limits=limits, settings=settings
+            around, runs, validation=validation, limits=limits, settings=settings
         )
     else:
         from tamis.scoring.fits import load_fit
@@ -147,7 +137,7 @@ def design(
             runs,
             by="gain" if by == "gain" else "uncertainty",
             weights=weights(target) or None,
-            natural=natural or None,
+            natural=around or None,
             limits=limits,
             settings=AdaptiveSettings(seed=seed),
             dirichlet=settings,

@@ -58,7 +58,10 @@ def apply(
             help="Score or column that says how much a row counts; `tokens` with --tokens."
         ),
     ] = None,
-    epochs: Annotated[float, typer.Option(help="How often a row may come.")] = 4,
+    epochs: Annotated[
+        float,
+        typer.Option(help="How often what there is may come; a row so often at most, rounded up."),
+    ] = 4,
     write_as: Annotated[
         str, typer.Option("--as", help="repeat rows, or weight: all rows once, with a weight.")
     ] = "repeat",

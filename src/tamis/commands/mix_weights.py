@@ -71,8 +71,8 @@ def temperature(
     cool_to: Annotated[
         float | None, typer.Option(help="Temperature at the end, below the first.")
     ] = None,
-    phases: Annotated[int, typer.Option(help="Phases of a cool-down.")] = 2,
-    share: Annotated[
+    phases: Annotated[int | None, typer.Option(help="Phases of a cool-down; 2.")] = None,
+    phase_share: Annotated[
         list[float] | None,
         typer.Option(help="Share of the training, a phase (repeatable); alike if not given."),
     ] = None,
@@ -89,8 +89,12 @@ def temperature(
     there = supplies(supply)
     if not there:
         raise UserError("--supply: nothing to weigh", mend="give what there is of every domain")
-    temperatures = [tau] if cool_to is None else cooling(tau, cool_to, phases)
-    plan, weighed = _limited(tempered(there, temperatures, share), there, tokens, epochs, cap)
+    if cool_to is None and phases is not None:
+        raise UserError("--phases go with a cool-down", mend="give --cool-to")
+    temperatures = (
+        [tau] if cool_to is None else cooling(tau, cool_to, 2 if phases is None else phases)
+    )
+    plan, weighed = _limited(tempered(there, temperatures, phase_share), there, tokens, epochs, cap)
     assert weighed is not None
     if out is not None:
         plan.save(out)
@@ -140,8 +144,8 @@ def replay(
             mend="--shift weak (5 %) for text like the old, strong (25 %) for another language",
         )
     found = replayed(
-        supplies(old, "--old"),
-        supplies(new, "--new"),
+        supplies(old, "--old", "tokens"),
+        supplies(new, "--new", "tokens"),
         wanted[0],
         tokens=tokens,
         epochs=epochs,
@@ -191,7 +195,7 @@ def group_dro(
     domain: Domain = "domain",
     loss: Loss = "loss",
     token_column: TokenColumn = None,
-    tokens: Annotated[
+    rows: Annotated[
         float | None, typer.Option(help="Length of the training, in rows as the supply.")
     ] = None,
     epochs: Epochs = 4,
@@ -211,7 +215,7 @@ def group_dro(
         there = dict(given.rows)  # of documents, each of which is there once
     path = raised(given, rate=rate, adjustment=adjustment, sizes=there or None)
     found = _plan(losses, path, result)
-    _tell_robust(path, *_limited(found, there, tokens, epochs, cap), trace, out, as_json)
+    _tell_robust(path, *_limited(found, there, rows, epochs, cap), trace, out, as_json)
 
 
 @weights_app.command()
@@ -305,7 +309,7 @@ def _limited(
     if not supply:
         if cap or tokens is not None:
             raise UserError(
-                "--tokens and --cap say nothing without a supply", mend="give --supply as well"
+                "a length and --cap say nothing without a supply", mend="give --supply as well"
             )
         return plan, None
     found = Weighed(plan, supply, tokens, epochs)

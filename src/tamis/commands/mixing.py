@@ -12,7 +12,7 @@ from tamis.commands.mixture_options import (
     RunsFile,
     Target,
     Where,
-    numbers,
+    limits_of,
     runs_from,
     supplies,
 )
@@ -169,7 +169,6 @@ def optimise(
 ) -> None:
     """Find the best mixture by a fit, under limits, and how flat the optimum is."""
     from tamis.scoring.fits import load_fit
-    from tamis.selectors.mixture_constraints import MixtureLimits
     from tamis.selectors.mixture_optimum import optimise as best
     from tamis.selectors.mixture_optimum import pareto
     from tamis.storage.errors import UserError
@@ -177,18 +176,9 @@ def optimise(
 
     if method not in ("search", "regmix"):
         raise UserError(f"--method: expected search or regmix, found {method!r}")
-    for option, number in (("--tokens", tokens), ("--epochs", epochs)):
-        if number is not None and not 0 < number < float("inf"):
-            raise UserError(f"{option}: expected a number above 0, found {number:g}")
     fitted = load_fit(fit)
-    limits = MixtureLimits(
-        supply=supplies(supply),
-        tokens=tokens,
-        epochs=epochs,
-        floor=numbers(floor, "--floor"),
-        ceiling=numbers(ceiling, "--ceiling"),
-        beyond_runs=beyond_runs,
-    )
+    there = supplies(supply, unit="tokens")
+    limits = limits_of(there, tokens, epochs, floor, ceiling, beyond_runs)
     given = {"steps": steps, "size": size}
     covariates = {name: value for name, value in given.items() if value is not None}
     weights = weights_of(target)

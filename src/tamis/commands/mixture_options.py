@@ -8,6 +8,7 @@ from tamis.commands.options import pair
 
 if TYPE_CHECKING:
     from tamis.scoring.mixture_runs import Runs
+    from tamis.selectors.mixture_constraints import MixtureLimits
     from tamis.storage.domain_supply import Unit
 
 RunsFile = Annotated[
@@ -57,12 +58,15 @@ def runs_from(
 
 
 def numbers(given: list[str] | None, option: str) -> dict[str, float]:
-    """Numbers by name, given as ``name=number``."""
+    """Numbers by name, given as ``name=number``; a name may hold an equals sign itself."""
     from tamis.storage.errors import UserError
 
     found = {}
     for text in given or ():
-        name, value = pair(text, option)
+        pair(text, option)  # refuses one without an equals sign
+        name, _, value = text.rpartition("=")
+        if name in found:
+            raise UserError(f"{option}: the name {name!r} stands there twice")
         try:
             found[name] = float(value)
         except ValueError:
@@ -91,3 +95,26 @@ def supplies(
     if given and len(given) == 1 and given[0].endswith(".json"):
         return load_supply(given[0]).of(unit)
     return numbers(given, option)
+
+
+def limits_of(
+    supply: dict[str, float],
+    tokens: float | None,
+    epochs: float,
+    floor: list[str] | None,
+    ceiling: list[str] | None,
+    beyond_runs: bool = False,
+) -> "MixtureLimits":
+    """Limits on proportions, as a command was given them."""
+    from tamis.selectors.mixture_constraints import MixtureLimits
+    from tamis.storage.json_models import checked
+
+    given = {
+        "supply": supply,
+        "tokens": tokens,
+        "epochs": epochs,
+        "floor": numbers(floor, "--floor"),
+        "ceiling": numbers(ceiling, "--ceiling"),
+        "beyond_runs": beyond_runs,
+    }
+    return checked(MixtureLimits, given, "options")

@@ -184,9 +184,14 @@ def double_weights(
 
     Args:
         product: the kernel of the n + t vectors, rows first, times a vector.
+        bound: of beta, times sqrt(d); at least sqrt(d), so that a weight of 1 is allowed.
         enough: done once the distance is down to this, times the root mean square of alpha: what
             the target's mean may be off, as that of a sample; see `noise`.
         tolerance: done once 50 steps lower the distance by less than this share.
+
+    Raises:
+        ValueError: if the bound is less than sqrt(d): all weights 1, where it begins, are then not
+            allowed, and there may be none that are.
 
     Source:
         Segovia-Martin et al. 2023, Double-weighting for covariate shift adaptation. The authors'
@@ -198,6 +203,8 @@ def double_weights(
         >>> found.beta.round(3).tolist(), round(found.before, 3), round(found.distance, 3)
         ([0.5, 0.5, 1.5, 1.5], 0.353, 0.0)
     """
+    if bound < d**0.5:
+        raise ValueError(f"the bound is {bound:g}, expected at least sqrt(d) = {d**0.5:g}")
     region = _Region(n, t, d, bound)
     x = np.r_[np.full(n, n**-0.5), np.full(t, t**-0.5)]  # weights over square roots of counts
     sign = x * np.r_[np.ones(n), -np.ones(t)]

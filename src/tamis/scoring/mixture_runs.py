@@ -197,11 +197,12 @@ def read_table(path: str | Path) -> "DataFrame":
     return table
 
 
-def check_table_target(path: str | Path) -> None:
-    """Refuse to replace what is no table of runs or design.
+def check_table_target(path: str | Path, *, design: bool = False) -> None:
+    """Refuse to replace what is no table of runs, or for a design what runs have gone into.
 
     Raises:
-        UserError: if there is a file without columns of proportions or losses.
+        UserError: if there is a file without columns of proportions or losses; for a design also
+            if it has losses.
     """
     import polars as pl
 
@@ -213,12 +214,20 @@ def check_table_target(path: str | Path) -> None:
         names = scans.get(place.suffix, pl.scan_ndjson)(place).collect_schema().names()
     except (pl.exceptions.PolarsError, OSError):
         names = []
+    mend = "name another file, or move that one away"
     if not any(name.startswith((MIX, LOSS)) for name in names):
         raise UserError(
             f"the output is there already and no table of runs: no column starts with {MIX!r} or "
             f"{LOSS!r}",
             where=str(path),
-            mend="name another file, or move that one away",
+            mend=mend,
+        )
+    losses = [name for name in names if name.startswith(LOSS)]
+    if design and losses:
+        raise UserError(
+            f"the output is there already and holds the results of runs ({losses[0]!r})",
+            where=str(path),
+            mend=mend,
         )
 
 

@@ -130,7 +130,7 @@ class Design:
                 mend=f"one of {', '.join(writers)}",
             )
         if isinstance(place, Path):
-            check_table_target(place)
+            check_table_target(place, design=True)
         with whole_file(place) as temporary:
             writers[place.suffix](self.table(), temporary)
 

@@ -1,11 +1,11 @@
 """Importance weights of rows towards a target set: kernel means, and propensities."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tamis.scoring.kernel_mean import (
     Product,
@@ -112,7 +112,9 @@ class KernelMeanWeight(_TargetWeight):
         description="how far the target may be given up; 1: not at all, so that weights are "
         "densities of the target over those of the corpus (the authors' library MRCpy has 4)",
     )
-    bound: float = Field(default=1000.0, gt=0, description="of a weight, times sqrt(d)")
+    bound: float = Field(
+        default=1000.0, gt=0, description="of a weight, times sqrt(d); at least sqrt(d)"
+    )
     bandwidth: float | None = Field(
         default=None,
         gt=0,
@@ -143,6 +145,15 @@ class KernelMeanWeight(_TargetWeight):
         "Segovia-Martin, Mazuelas and Liu 2023, Double-weighting for covariate shift adaptation "
         "(arXiv 2305.08637); Huang et al. 2007, Correcting sample selection bias by unlabeled data"
     )
+
+    @model_validator(mode="after")
+    def _ones_are_allowed(self) -> Self:
+        if self.bound < self.d**0.5:
+            raise ValueError(
+                f"`bound` is {self.bound:g}, expected at least {self.d**0.5:g}, the square root of "
+                "`d`: less would not allow a weight of 1"
+            )
+        return self
 
     def memory(self, rows: int, text_bytes: int) -> int:
         both = rows + self.target.rows

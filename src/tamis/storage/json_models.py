@@ -67,6 +67,8 @@ def checked(kind: type[T], given: Any, where: str) -> T:
         if message.startswith("Input should be "):
             wanted = message.removeprefix("Input should be ").split(", unable to parse")[0]
             message = f"expected {wanted}, found {_shown(first['input'])}"
+        elif first["type"] == "too_short":
+            message = "expected at least one, found none"
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         what = f"{place}: {message}{more}" if place else message + more
         raise UserError(what, where=where) from None
