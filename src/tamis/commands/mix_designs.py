@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tamis.commands.mixture_options import Mix, Where, limits_of, runs_from, supplies, weights
+from tamis.commands.mixture_options import (
+    Ceiling,
+    Epochs,
+    Floor,
+    Mix,
+    Natural,
+    TokenSupply,
+    Where,
+    limits_of,
+    runs_from,
+    supplies,
+    weights,
+)
 from tamis.commands.options import AsJson
 from tamis.console import say, table
 
@@ -19,27 +31,14 @@ def design(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Table of runs to do: Parquet, CSV or JSON lines.")
     ],
-    natural: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="The natural mixture: web=60 (one a domain), or a file of `tamis mix count`; the "
-            "supply if not given."
-        ),
-    ] = None,
+    natural: Natural = None,
     runs: Annotated[int, typer.Option(min=1, help="Runs to fit a law to.")] = 24,
     validation: Annotated[int, typer.Option(min=0, help="Further runs, to judge the law by.")] = 0,
-    supply: Annotated[
-        list[str] | None,
-        typer.Option(help="Tokens there: code=5e9 (repeatable), or a file of `tamis mix count`."),
-    ] = None,
+    supply: TokenSupply = None,
     tokens: Annotated[float | None, typer.Option(help="Tokens a run is trained on.")] = None,
-    epochs: Annotated[float, typer.Option(help="How often a token may be seen.")] = 4,
-    floor: Annotated[
-        list[str] | None, typer.Option(help="Least proportion, as in code=0.1 (repeatable).")
-    ] = None,
-    ceiling: Annotated[
-        list[str] | None, typer.Option(help="Largest proportion, as in web=0.5 (repeatable).")
-    ] = None,
+    epochs: Epochs = 4,
+    floor: Floor = None,
+    ceiling: Ceiling = None,
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 42,
     strength_low: Annotated[
         float, typer.Option(help="Least Dirichlet strength: runs of nearly one domain.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tamis.commands.mixture_options import supplies
+from tamis.commands.mixture_options import Epochs, supplies
 from tamis.commands.options import AsJson
 from tamis.console import figure, say, table
 
@@ -30,7 +30,6 @@ Supply = Annotated[
 Tokens = Annotated[
     float | None, typer.Option(help="Length of the training, in the unit of the supply.")
 ]
-Epochs = Annotated[float, typer.Option(help="How often a token may be seen.")]
 Cap = Annotated[
     bool, typer.Option("--cap", help="Hold domains at that, and give the others the rest.")
 ]

@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tamis.commands.mixture_options import (
+    Ceiling,
+    Epochs,
+    Floor,
     Join,
     Mix,
+    Natural,
     RunsFile,
     Target,
+    TokenSupply,
     Where,
     limits_of,
     runs_from,
@@ -129,25 +134,12 @@ def optimise(
         list[str] | None,
         typer.Option(help="Target, or target=weight (repeatable); all alike if not given."),
     ] = None,
-    supply: Annotated[
-        list[str] | None,
-        typer.Option(help="Tokens there: code=5e9 (repeatable), or a file of `tamis mix count`."),
-    ] = None,
+    supply: TokenSupply = None,
     tokens: Annotated[float | None, typer.Option(help="Tokens wanted in all.")] = None,
-    epochs: Annotated[float, typer.Option(help="How often a token may be seen.")] = 4,
-    floor: Annotated[
-        list[str] | None, typer.Option(help="Least proportion, as in code=0.1 (repeatable).")
-    ] = None,
-    ceiling: Annotated[
-        list[str] | None, typer.Option(help="Largest proportion, as in web=0.5 (repeatable).")
-    ] = None,
-    natural: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Share in the natural mixture: web=60 (one a domain), or a file of `tamis mix "
-            "count`; the supply if not given."
-        ),
-    ] = None,
+    epochs: Epochs = 4,
+    floor: Floor = None,
+    ceiling: Ceiling = None,
+    natural: Natural = None,
     kl: Annotated[
         float, typer.Option(help="Loss that a nat away from the natural mixture is worth.")
     ] = 0.0,

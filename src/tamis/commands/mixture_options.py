@@ -32,6 +32,26 @@ Target = Annotated[
     ),
 ]
 Where = Annotated[str | None, typer.Option(help="SQL condition that runs must meet.")]
+TokenSupply = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--supply", help="Tokens there: code=5e9 (repeatable), or a file of `tamis mix count`."
+    ),
+]
+Natural = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="The natural mixture: web=60 (one a domain), or a file of `tamis mix count`; the "
+        "supply if not given."
+    ),
+]
+Epochs = Annotated[float, typer.Option(help="How often a token may be seen.")]
+Floor = Annotated[
+    list[str] | None, typer.Option(help="Least proportion, as in code=0.1 (repeatable).")
+]
+Ceiling = Annotated[
+    list[str] | None, typer.Option(help="Largest proportion, as in web=0.5 (repeatable).")
+]
 
 
 def runs_from(
