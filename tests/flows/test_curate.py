@@ -142,6 +142,7 @@ def test_a_recipe_without_near_duplicates_has_no_look_alikes(tmp_path: Path) -> 
 
 def test_the_page_shows_every_row_s_fate_and_no_markup_of_the_corpus() -> None:
     rows = {"in": 10, "dropped": {"where:short": 3}, "quarantined": 1, "kept": 6}
+    rows |= {"generated": 0, "written": 6}
     table = rows_table(SimpleNamespace(manifest={"rows": rows}))  # type: ignore[arg-type]
     assert [(line[""], line["rows"]) for line in table] == [
         ("in", 10),

@@ -26,6 +26,7 @@ from tests.selectors.label_tools import ROLES, rows
 import tamis
 from tamis.selectors.label_review import LabelReview
 from tamis.selectors.relabel import Relabel
+from tamis.selectors.table_scorer import Scores
 
 BY = {"by": "p_wrong"}
 ACTIONS: list[dict[str, Any]] = [
@@ -205,14 +206,19 @@ def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(
     for home in (whole, cut):
         home.mkdir()
     _run(whole, table, ACTIONS)
-    honest = stage.compute
+    honest = stage.evaluate
 
-    def fails(self: Any, table: Any) -> Iterator[pa.RecordBatch]:
-        yield next(iter(honest(self, table))).slice(0, 60)
-        raise tamis.RunError("the power went")
+    def fails(self: Any, table: Any) -> Scores:
+        found = honest(self, table)
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            yield next(iter(found.batches)).slice(0, 60)
+            raise tamis.RunError("the power went")
+
+        return Scores(batches(), found.report)
 
     with monkeypatch.context() as broken:
-        broken.setattr(stage, "compute", fails)
+        broken.setattr(stage, "evaluate", fails)
         with pytest.raises(tamis.RunError, match="the power went"):
             _run(cut, table, ACTIONS)
     assert not (cut / "out").exists()
@@ -224,7 +230,7 @@ def test_a_run_that_was_cut_off_ends_as_an_undisturbed_one(
     def never(self: Any, table: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(stage, "compute", never)
+    monkeypatch.setattr(stage, "evaluate", never)
     _run(cut, table, ACTIONS)
 
 
