@@ -35,7 +35,8 @@ from tamis.selectors.mixture_design import (
     design_space,
     different,
 )
-from tamis.selectors.mixture_optimum import optimise, weights_of
+from tamis.selectors.mixture_optimum import optimise
+from tamis.selectors.mixture_search import weights_of
 from tamis.storage.errors import UserError
 
 #: Predictions of resampled laws are cut off so many spreads of the losses from the law's own: a law
