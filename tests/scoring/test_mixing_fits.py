@@ -5,18 +5,17 @@ from pathlib import Path
 
 import lightgbm
 import numpy as np
-import polars as pl
 import pytest
 from scipy.optimize import check_grad, minimize
 from scipy.stats import spearmanr
 
 from tamis.scoring.cluster_intervals import spread
 from tamis.scoring.compare_fits import compare
-from tamis.scoring.fits import LAWS, Fitted, Model, folds_of, law, load_fit, load_laws, spearman
+from tamis.scoring.fits import LAWS, Fitted, folds_of, law, load_fit, load_laws, spearman
 from tamis.scoring.mixing_law import MixingLaw, NestedMixingLaw, pinned
-from tamis.scoring.mixture_runs import Inputs, Runs, covariate_inputs, inputs_of, read_runs
+from tamis.scoring.mixture_runs import Inputs, Runs, covariate_inputs
 from tamis.scoring.power_law import fit_curves, plateau
-from tamis.scoring.regmix import Linear, RegMix, TreesModel
+from tamis.scoring.regmix import Linear, RegMix
 from tamis.scoring.task_ladder import TaskLadder
 from tamis.scoring.tree_ensemble import ensemble_of
 from tamis.storage.errors import UserError
@@ -456,123 +455,3 @@ def test_the_law_that_made_the_runs_ranks_first() -> None:
     assert found.rows[0]["rmse_sd"] > 0
     with pytest.raises(UserError, match=r"no law could be fitted"):
         compare(runs, [{"law": "bimix"}])
-
-
-# The public runs of RegMix
-
-
-@pytest.fixture(scope="module")
-def regmix_runs(shared_data: Path) -> dict[str, Runs]:
-    path = shared_data / "mixture_regmix.parquet"
-    return {
-        name: read_runs(path, where=where)
-        for name, where in {
-            "train": "split = 'train'",
-            "1M": "split = 'test' AND model = '1M'",
-            "60M": "split = 'test' AND model = '60M'",
-        }.items()
-    }
-
-
-def as_published(path: Path, where: str) -> Runs:
-    """The runs with proportions as they are in the file, which the published figures are of."""
-    table = pl.read_parquet(path).filter(pl.sql_expr(where))
-    domains = [c for c in table.columns if c.startswith("mix_")]
-    return Runs(
-        tuple(domains),
-        table[domains].to_numpy(),
-        {},
-        ("loss_pile_cc",),
-        table[["loss_pile_cc"]].to_numpy(),
-    )
-
-
-def rank_correlation(model: TreesModel, runs: Runs) -> float:
-    return round(100 * spearman(model.mean(runs)[:, 0], runs.losses[:, 0]), 2)
-
-
-def test_published_rank_correlation_of_pile_cc(shared_data: Path) -> None:
-    path = shared_data / "mixture_regmix.parquet"
-    train = as_published(path, "split = 'train'")
-    test = as_published(path, "split = 'test' AND model = '1M'")
-    assert rank_correlation(RegMix().train(train, stopping=test), test) == 98.92
-    larger = as_published(path, "split = 'test' AND model = '60M'")
-    assert rank_correlation(RegMix().train(train, stopping=test), larger) == 98.49
-
-
-def test_rank_correlation_where_the_test_set_stops_nothing(regmix_runs: dict[str, Runs]) -> None:
-    runs = {name: table.only(["loss_pile_cc"]) for name, table in regmix_runs.items()}
-    assert 98.4 < rank_correlation(RegMix().train(runs["train"]), runs["1M"]) < 99.1
-    linear = Linear().train(runs["train"]).mean(runs["1M"])[:, 0]
-    assert 100 * spearman(linear, runs["1M"].losses[:, 0]) == pytest.approx(90.2, abs=0.1)
-
-
-def test_held_out_errors_are_those_on_the_published_test_runs(
-    regmix_runs: dict[str, Runs],
-) -> None:
-    """The error stated from training runs alone, against 256 others of the same size of model."""
-    train, test = (regmix_runs[name].only(["loss_pile_cc"]) for name in ("train", "1M"))
-    fitted = MixingLaw(components=2).fit(train)
-    stated = fitted.evidence["held_out"]["loss_pile_cc"]["rmse"]
-    found = fitted.predict(inputs_of(test.domains, test.mixtures))
-    error = np.sqrt(np.mean((found.value - test.losses) ** 2))
-    assert error == pytest.approx(stated, rel=0.25)
-    covered = (found.low <= test.losses) & (test.losses <= found.high)
-    assert 0.85 <= covered.mean() <= 0.97
-
-
-# Resamples
-
-
-def test_resampled_mixing_laws_lie_as_far_apart_as_intervals_say() -> None:
-    """Two ways to the same spread: refits to resamples, and the sandwich."""
-    runs, _, _ = made_runs(200, noise=0.01, targets=2)
-    model = MixingLaw().train(runs)
-    drawn = MixingLaw().resampled(runs, model, 100, 1)
-    values = np.array([[c.value for c in one.coefficients()] for one in drawn])
-    width = np.array([c.high - c.low for c in model.coefficients()])
-    assert np.allclose(np.ptp(np.quantile(values, [0.05, 0.95], axis=0), axis=0), width, rtol=0.35)
-
-
-def test_resampled_linear_laws_vary_as_least_squares_says() -> None:
-    draws = np.random.default_rng(4)
-    shares = draws.dirichlet(np.ones(3), 150)
-    losses = shares @ np.array([[1.0], [2.0], [3.0]]) + draws.normal(0, 0.1, (150, 1))
-    runs = Runs(DOMAINS[:3], shares, {}, ("loss",), losses)
-    model = Linear().train(runs)
-    weights = np.array(
-        [
-            one.mean(Inputs(DOMAINS[:3], np.eye(3)))[:, 0]
-            for one in Linear().resampled(runs, model, 400, 0)
-        ]
-    )
-    error = 0.1 * np.sqrt(np.diag(np.linalg.inv(shares.T @ shares)))
-    assert weights.std(axis=0) == pytest.approx(error, rel=0.25)
-    again = Linear().resampled(runs, model, 400, 0)[7]
-    assert again.mean(Inputs(DOMAINS[:3], np.eye(3)))[:, 0].tolist() == weights[7].tolist()
-
-
-def test_runs_of_one_mixture_are_resampled_together() -> None:
-    shares = np.repeat(np.random.default_rng(0).dirichlet(np.ones(2), 3), 2, axis=0)
-    runs = Runs(DOMAINS[:2], shares, {}, ("loss",), np.arange(6.0)[:, None])
-    seen = []
-
-    class Spy(Linear):
-        def train(self, runs: Runs, *, evidence: bool = True) -> Model:
-            seen.append(runs.losses[:, 0])
-            return super().train(runs)
-
-    Spy(law="linear").resampled(runs, Linear().train(runs), 8, 0)
-    for losses in seen:
-        assert sorted(losses[losses % 2 == 0] + 1) == sorted(losses[losses % 2 == 1])
-
-
-def test_resamples_that_no_law_fits_are_told() -> None:
-    runs, _, _ = made_runs(12)
-
-    class Never(Linear):
-        def train(self, runs: Runs, *, evidence: bool = True) -> Model:
-            raise UserError("no")
-
-    with pytest.raises(UserError, match="could not be fitted to 15 of 15 resamples"):
-        Never(law="linear").resampled(runs, Linear().train(runs), 5, 0)
